@@ -23,6 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 
 Step = Callable[[], None]
 REPOSITORY = Path(__file__).resolve().parents[1]
+RESULTS = REPOSITORY / "benchmarks" / "results"
 
 
 def interleaved(steps: Mapping[str, Step], *, repeats: int, warmup: int, device: torch.device) -> dict[str, list[float]]:

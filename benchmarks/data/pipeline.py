@@ -4,7 +4,7 @@
     OMP_NUM_THREADS=1 taskset -c 0 python -m benchmarks.data.pipeline --only images
     OMP_NUM_THREADS=1 taskset -c 0 python -m benchmarks.data.pipeline --only clips --videos /data/clips      on your own files
     python -m benchmarks.data.pipeline --rounds 1 --files 4 --clips 2 --growth 10 --small                   quick check that it runs
-    python -m benchmarks.data.pipeline --save  also writes a dated table and all numbers into results/
+    python -m benchmarks.data.pipeline --save  also writes a dated table and all numbers into benchmarks/results/
 
 Times are CPU seconds of all threads of one process, with files in the page cache. All implementations run in alternation; rates are
 medians, and ratios are medians of the ratio within a round. image_files.py and video_decode.py describe the other implementations.
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.data import image_files, video_decode
-from benchmarks.measure import machine, save, table
+from benchmarks.measure import RESULTS, machine, save, table
 from mmm.data import DataConfig, open_data
 from mmm.data.transforms.resize import kernel_in_use
 from mmm.system.malloc import keep_memory
@@ -121,7 +121,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--growth", type=int, default=2000, help="clips over which growth is measured")
     parser.add_argument("--device", default="cpu", help="where batches go")
     parser.add_argument("--save", action="store_true", help="write the table and all numbers")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="where to")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where to")
     return parser.parse_args(argv)
 
 

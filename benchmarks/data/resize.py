@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 taskset -c 0 python -m benchmarks.data.resize
     python -m benchmarks.data.resize --rounds 1        quick check that it runs
-    python -m benchmarks.data.resize --save            also writes a dated table and all numbers into results/
+    python -m benchmarks.data.resize --save            also writes a dated table and all numbers into benchmarks/results/
 
 Resizes 16 frames to 224 x 224 pixels, in blocks as a worker has them (mmm/data/decode/video/reader.py), for the sides of VideoMAE's
 multi-scale crop. Times are wall times, as medians over rounds in which the two alternate.
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.measure import machine, save, table
+from benchmarks.measure import RESULTS, machine, save, table
 from mmm.data import ClipsConfig
 from mmm.data.decode.video.reader import BLOCK
 from mmm.data.transforms.resize import compiled, resize_into
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--save", action="store_true", help="write the table and all numbers")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="where to")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where to")
     options = parser.parse_args(argv)
     if compiled() is None:
         parser.error("there is no compiled resize here: install mmm where a C compiler is, on x86 with AVX-512 VBMI and VNNI")

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import machine, table
+from benchmarks.measure import RESULTS, machine, table
 from mmm.config.serialize import load
 from mmm.data import ImagesConfig, open_images
 from mmm.encoders import VisionTransformer
@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=4000, help="images to score")
     parser.add_argument("--epochs", type=float, default=8, help="of the attentive probe and of fine-tuning")
     parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         write_subset(options, Path(name))

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.measure import interleaved, machine, peak_bytes, spread, table
+from benchmarks.measure import RESULTS, interleaved, machine, peak_bytes, spread, table
 from benchmarks.train.crossmae_variants import DTYPES, Variant, fusion_alone, variants
 
 # Fu et al., TMLR 2025: two A100 of 80 GB, ViT-B; minutes per epoch of ImageNet, MB per GPU
@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=2, help="rounds before")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--name", default="crossmae_cost", help="of the files")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     where = machine(torch.device(options.device))
     found = {precision: measure(options, precision) for precision in options.precision}

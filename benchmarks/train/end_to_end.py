@@ -3,7 +3,7 @@
     python -m benchmarks.train.end_to_end                              small encoders on a CPU, the recipes' own on a GPU
     python -m benchmarks.train.end_to_end --size base --batch 256 --steps 60 --workers 0 4 8 16
     python -m benchmarks.train.end_to_end --size tiny --batch 4 --steps 3 --files 8 --workers 0        quick check that it runs
-    python -m benchmarks.train.end_to_end --save                       also writes a dated table and all numbers into results/
+    python -m benchmarks.train.end_to_end --save     also writes a dated table and all numbers into benchmarks/results/
 
 Runs `recipes/image_mae.py` and `recipes/video_mae.py` with their published settings, except for encoder size, batch size and
 length, on generated files in the page cache: JPEGs of 500 x 375 and videos of 340 x 256 (groups of 12 frames, as mmm prepare_video
@@ -28,7 +28,7 @@ import torch
 
 from benchmarks.data.image_files import SIZES, make_files
 from benchmarks.data.video_decode import render
-from benchmarks.measure import machine, save, table
+from benchmarks.measure import RESULTS, machine, save, table
 from mmm.data import open_data, train_batches
 from mmm.encoders import VisionTransformer
 from mmm.evaluate.builtin import MaskedLoss
@@ -121,7 +121,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=12, help="updates")
     parser.add_argument("--files", type=int, default=256, help="JPEGs, and eight times as many as films")
     parser.add_argument("--save", action="store_true", help="write the table and all numbers")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="where to")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where to")
     return parser.parse_args(argv)
 
 

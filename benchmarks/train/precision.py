@@ -2,7 +2,7 @@
 
     python -m benchmarks.train.precision                    the image demonstration's training, some minutes on two cores
     python -m benchmarks.train.precision --steps 20 --seeds 0        quick check that it runs
-    python -m benchmarks.train.precision --save             also writes a dated table and all numbers into results/
+    python -m benchmarks.train.precision --save             also writes a dated table and all numbers into benchmarks/results/
 
 The initial weights, the samples, the masks and the schedule are the same. The held-out loss is computed with fixed masks. The
 effect of the precision is compared with the effect of another seed in fp32.
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import machine, save, table
+from benchmarks.measure import RESULTS, machine, save, table
 from mmm.evaluate.builtin import MaskedLoss
 from mmm.evaluate.evaluator import EvaluatorSet
 from mmm.evaluate.run_results import Record
@@ -85,7 +85,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--threads", type=int, help="of a CPU; none: the cores that there are")
     parser.add_argument("--save", action="store_true", help="write the table and all numbers")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="where to")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where to")
     return parser.parse_args(argv)
 
 

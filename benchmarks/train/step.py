@@ -3,7 +3,7 @@
     python -m benchmarks.train.step                                           on the GPU if there is one, else on the CPU
     python -m benchmarks.train.step --methods mae --size large --batch 256 --compile
     python -m benchmarks.train.step --grow                                    cost of ours by image size, clip length and model
-    python -m benchmarks.train.step --save                                    also writes a dated table and all numbers to results/
+    python -m benchmarks.train.step --save                   also writes a dated table and all numbers to benchmarks/results/
 
 A step is forward, backward and update on a batch that is already on the device. Speed is the median over rounds of the ratio within
 a round. The limit is the fastest product of square matrices in the same rounds and precision. The share of the limit counts only
@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import interleaved, machine, peak_bytes, save, spread, table
+from benchmarks.measure import RESULTS, interleaved, machine, peak_bytes, save, spread, table
 from benchmarks.train.methods import METHODS, Setting, Way, ours
 from benchmarks.train.peers import DTYPES, peers
 from mmm.train.config import TrainConfig
@@ -145,7 +145,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=7, help="rounds that are timed")
     parser.add_argument("--warmup", type=int, default=2, help="rounds before")
     parser.add_argument("--save", action="store_true", help="write the table and all numbers")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="where to")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where to")
     return parser.parse_args(argv)
 
 
