@@ -3,9 +3,13 @@
 mmm export runs/pretrain-1                                             runs/pretrain-1-export: for mmm.load
 mmm export runs/pretrain-1 --encoder_only --out my-encoder
 mmm export runs/pretrain-1/checkpoints/step_00000500 --to timm --out my-encoder-timm
-mmm export runs/finetune-1 --to transformers --license mit             for ViTForImageClassification
+mmm export runs/finetune-1 --to timm --license mit                     a classifier
+mmm export runs/finetune-2 --to transformers                           after a fine-tuning with --pool.name class
 mmm export runs/finetune-1 --to onnx                                   runs/finetune-1-onnx/model.onnx, for onnxruntime
 mmm export mae_visualize_vit_base.pth --norm_pix false --to transformers --out vit-mae
+
+A classifier of images becomes transformers' ViTForImageClassification, which classifies the class token. It is refused if it
+classifies the mean of the tokens, which is the default of a fine-tuning; fine-tune with --pool.name class.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from mmm.classifier import Classifier
@@ -21,10 +26,13 @@ from mmm.core.checks import CheckedConfig
 from mmm.evaluate.run_results import Record
 from mmm.train.checkpoint.reader import BEST, checkpoint_at, step_at
 from mmm.weights.export import export
-from mmm.weights.formats import find_format
+from mmm.weights.formats import find_format, written_formats
 from mmm.weights.formats.run import CONFIG, is_average, read_result, run_of
 from mmm.weights.load import load
 from mmm.weights.model_card import Origin
+
+# --help shows this text; the list of formats is that of the registry
+__doc__ = "\n".join([__doc__ or "", fill(f"Formats: {', '.join(written_formats())}", 120)])
 
 POSITIONAL = "model"
 
@@ -37,8 +45,7 @@ class Config(CheckedConfig):
     """A run folder, a checkpoint or a file of weights in one (ema.safetensors: the moving average), or published weights."""
 
     to: str = "folder"
-    """Format: folder (for mmm.load), timm, transformers, onnx, the official layouts mae, crossmae and videomae, or your own
-    (--use)."""
+    """Format: folder (for mmm.load), another one of the list above, or your own (--use)."""
 
     encoder_only: bool = False
     """Export without the decoder."""

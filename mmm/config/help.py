@@ -38,7 +38,14 @@ def help_text(config: Any, presets: Any, doc: str, prog: str, *, everything: boo
     flags = {path: (hint, value) for path, hint, value in walk(config) if not dataclasses.is_dataclass(value)}
     chosen = set(flags) if everything or len(flags) <= FEW else set(COMMON) & set(flags)
     title = "Flags:" if chosen == set(flags) else f"Most used flags (--help_all lists all {len(flags)}):"
-    lines = [f"usage: {prog} [--FLAG VALUE ...]", "", doc.strip(), "", "Starting point:", *_starting_points(presets)]
+    lines = [
+        f"usage: {prog} [--FLAG VALUE ...]",
+        "",
+        doc.strip(),
+        "",
+        "Starting point:",
+        *_starting_points(presets, runs={"folder", "resume"} <= flags.keys()),
+    ]
     texts = field_texts(config)
     if parts := part_configs(config):
         lines += ["", "Parts. Choosing another part changes which flags exist; the flags below are those of the current ones:"]
@@ -53,13 +60,19 @@ def help_text(config: Any, presets: Any, doc: str, prog: str, *, everything: boo
     return "\n".join([*lines, "", "`none` unsets a value. The environment variable MMM_DEBUG=1 shows the traceback of an error."])
 
 
-def _starting_points(presets: Any) -> Iterator[str]:
-    """Yields the flags that choose the config which the other flags change."""
+def _starting_points(presets: Any, *, runs: bool) -> Iterator[str]:
+    """Yields the flags that choose the config which the other flags change.
+
+    Args:
+        presets: see `mmm.config.cli.main`.
+        runs: whether the task makes runs, which can be resumed.
+    """
     if isinstance(presets, Mapping):
         demo = " Default without --data.source: demo." if "demo" in presets else ""
         yield from _entry(f"--preset {_choices(list(presets))}", f"Named values; the first are those of the publication.{demo}")
     yield from _entry("--config FILE", "A saved config.yaml.")
-    yield from _entry("--folder RUN --resume", "Continue this run with its config.")
+    if runs:
+        yield from _entry("--folder RUN --resume", "Continue this run with its config.")
     yield from _entry("--use FILE", "A Python file that registers your own parts. May be repeated.")
 
 

@@ -56,7 +56,7 @@ class Detr(DetectorLayers):
             import scipy  # noqa: F401 (transformers matches with it)
             from transformers import DetrConfig, DetrForObjectDetection, VitDetConfig
         except ImportError as error:
-            raise ValueError(f"detector.name detr needs transformers and scipy: {error}") from error
+            raise ValueError("detector.name detr needs transformers and scipy; pip install transformers scipy") from error
         self.most = config.detections
         # builds a backbone of the same width, which is then replaced
         tiny: Any = VitDetConfig(

@@ -44,10 +44,11 @@ def load(
     """Loads the model in a folder or a file of weights, on the CPU and in evaluation mode.
 
     From a run folder, the newest complete checkpoint is loaded. A folder `checkpoints/step_*` selects a checkpoint, and the file
-    `ema.safetensors` in it selects the moving average of the weights. Published weights may be in the official layout of MAE,
-    CrossMAE or VideoMAE, or of timm's or transformers' vision transformers, as a file (.pth, .pt, .safetensors) or a folder with
-    config.json. If there is only an encoder, the `decoder` of the model is None: the model can encode but has no loss. No code in a
-    file is executed.
+    `ema.safetensors` in it selects the moving average of the weights. Published weights may be a file (.pth, .pt, .safetensors) in
+    the official layout of MAE, MAE-ST, CrossMAE, VideoMAE, I-JEPA, V-JEPA 2, CAPI, Pixio, Hiera, BEiT, DINOv2 or DINOv3; a folder
+    of timm (`vit_*`) or of transformers (ViTMAE, ViT, VideoMAE, I-JEPA, V-JEPA 2, Pixio, BEiT, DINOv2 or DINOv3) with config.json;
+    or a folder of any other backbone of timm or vision model of transformers, which is loaded as an encoder. If there is only an
+    encoder, the `decoder` of the model is None: the model can encode but has no loss. No code in a file is executed.
 
     Args:
         path: a run folder, a checkpoint in one, a file, or a name on the Hugging Face hub (`facebook/vit-mae-base`).

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
+from mmm.weights.formats import written_formats
 from tasks.__main__ import main, summaries
 
 
@@ -65,6 +66,7 @@ print(json.dumps([shown, said]))
 def test_help_and_mistakes_are_the_same_without_torch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")  # in both processes
     commands = [["pretrain", "image_mae"], ["pretrain", "video_vjepa"], ["detect", "detect"], ["finetune"], ["knn"], ["play"]]
+    commands += [["export"]]
     words = [sys.executable, "-c", EARLY, json.dumps(commands)]
     done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=True)
     shown, said = json.loads(done.stdout)
@@ -72,6 +74,9 @@ def test_help_and_mistakes_are_the_same_without_torch(capsys: pytest.CaptureFixt
         with contextlib.suppress(SystemExit):
             main([*command, "--help"])
         assert shown[" ".join(command)] == capsys.readouterr().out, command
+    assert {"--folder RUN --resume" in shown[name] for name in ("detect detect", "finetune")} == {True}
+    assert "--folder RUN --resume" not in shown["export"]  # an export makes no run
+    assert f"Formats: {', '.join(written_formats())}" in " ".join(shown["export"].split())
     for flags, early in said.items():
         with pytest.raises(SystemExit):
             main(["pretrain", "image_mae", *flags.split()])

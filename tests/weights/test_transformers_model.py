@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import transformers
 from test_parity_mae import noisy
 
 from mmm import Mask, MaskedModel
+from mmm.weights.formats import FORMATS, written_formats
 from mmm.weights.load import load
 
 VISION = {
@@ -59,6 +61,19 @@ def test_features_are_theirs(name: str, side: int, prefix: int, tmp_path: Path) 
     tokens = torch.arange(found.tokens.shape[1])[None].expand(2, -1)
     with pytest.raises(ValueError, match="takes no masks"):
         model.encode(x, mask=Mask(tokens[:, :2], tokens[:, 2:]))
+
+
+def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original("ConvNext").save_pretrained(tmp_path)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ValueError, match=r"is a folder of transformers \(convnext\).*pip install transformers"):
+        load(tmp_path)
+
+
+def test_it_is_not_written(tmp_path: Path) -> None:
+    assert set(FORMATS) - set(written_formats()) == {"transformers_model"}
+    with pytest.raises(ValueError, match="can be loaded, but not exported"):
+        FORMATS["transformers_model"].write(MaskedModel.__new__(MaskedModel), tmp_path)
 
 
 def test_a_language_model_is_refused(tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ class Format:
         Raises:
             ValueError: the format does not support a property of the model, which the message names. Raised before writing.
         """
-        raise ValueError(f"{self.title} can be loaded, but not exported")
+        raise ValueError(f"{self.title} can be loaded, but not exported; use the files that it came from")
 
     def usage(self, model: Model) -> list[str]:
         """Returns lines of Python that call the model after the lines of `write`. Default: none, as those only load tensors."""
@@ -258,12 +258,18 @@ def without_folders(name: str) -> str:
     return name.removesuffix(path) + Path(path).name if local else name
 
 
+def written_formats() -> list[str]:
+    """Returns the names of the formats in which models can be written."""
+    return [name for name, form in FORMATS.items() if type(form).write is not Format.write]
+
+
 def find_format(name: str) -> Format:
     """Returns the format of this name.
 
     Raises:
-        ValueError: there is no such format; the message lists all formats and names the nearest.
+        ValueError: there is no such format; the message lists the formats that can be written and names the nearest.
     """
     if name not in FORMATS:
-        raise ValueError(f"--to {name}: no such format; choose from {', '.join(FORMATS)}{nearest(name, FORMATS)}")
+        names = written_formats()
+        raise ValueError(f"--to {name}: no such format; choose from {', '.join(names)}{nearest(name, names)}")
     return FORMATS[name]

@@ -472,4 +472,6 @@ def _refuse_others(model: Model, encoder: VisionTransformer, decoder: SelfAttent
         }
     said = [choice for choice, refused in wrong.items() if refused]
     if said:
-        raise ValueError(f"transformers' {kind} cannot hold {shorten_list(said)}")
+        mean = kind == "vit" and isinstance(model, Classifier) and isinstance(model.pool.config, MeanPool.Config)
+        advice = "; fine-tune with --pool.name class, or export --to timm" if mean else ""
+        raise ValueError(f"transformers' {kind} cannot hold {shorten_list(said)}{advice}")

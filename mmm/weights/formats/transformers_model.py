@@ -6,7 +6,6 @@ From a model of images and texts (CLIP, SigLIP), only the vision model is read.
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 from mmm.encoders.transformers_model import TransformersEncoder, describe
@@ -14,7 +13,7 @@ from mmm.maskers import RandomMasker
 from mmm.model import MaskedModel
 from mmm.targets import PixelTarget
 from mmm.tokenizers import Patches
-from mmm.weights.formats.base import CONFIG, PICKLED, Format, Model, Options, Stored, register
+from mmm.weights.formats.base import PICKLED, Format, Model, Options, Stored, register
 from mmm.weights.formats.build import describe_pixels
 from mmm.weights.matching import shorten_list
 
@@ -28,12 +27,18 @@ class TransformersModel(Format):
     title = "a vision model of transformers"
 
     def detect(self, stored: Stored) -> bool:
-        """Returns whether config.json names a kind of model of transformers."""
+        """Returns whether config.json names a kind of model of transformers.
+
+        Raises:
+            ValueError: config.json names a kind of model, and transformers is not installed.
+        """
         kind = stored.config.get("model_type")
         if not isinstance(kind, str) or not stored.path.is_dir():
             return False
-        from transformers import CONFIG_MAPPING
-
+        try:
+            from transformers import CONFIG_MAPPING
+        except ImportError as error:
+            raise ValueError(f"{stored} is a folder of transformers ({kind}), which reads it; pip install transformers") from error
         return kind in CONFIG_MAPPING
 
     def read(self, stored: Stored, options: Options) -> Model:
@@ -67,9 +72,6 @@ class TransformersModel(Format):
         about = f"{config.kind_of_model}, features of {config.side} pixels' side; only for evaluations and as a teacher"
         self.report(stored, dict(backbone.state_dict()), about, describe_pixels(data))
         return MaskedModel(tokenizer, masker, encoder, None, target, data=data)
-
-    def write(self, model: Model, folder: Path) -> list[str]:
-        raise ValueError(f"{self.title} can be loaded, but not exported; use the folder with {CONFIG} that it came from")
 
 
 def _side(value: Any) -> int | None:

@@ -7,8 +7,8 @@ import importlib.util
 from mmm.data.decode.video.reader import Source, Video, backend
 
 LIBRARIES = {
-    "av": "pip install 'mmm[video]'",
-    "decord": "pip install 'mmm[video]', where decord has a wheel (Linux on x86_64), or take data.backend av",
+    "av": "pip install 'masked-modelling[video]'",
+    "decord": "pip install 'masked-modelling[video]', where decord has a wheel (Linux on x86_64), or take data.backend av",
     "torchcodec": "pip install torchcodec, and FFmpeg's libraries, or take data.backend av",
 }
 
