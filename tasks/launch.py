@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmm.core.checks import CheckedConfig, Count, Positive, suggest
+from mmm.config.overrides import group_flags
+from mmm.core.checks import CheckedConfig, Count, Positive, nearest
 
 POSITIONAL = "command"
 
 STOPPED = 143  # exit code of a run that saved a checkpoint and stopped because of a signal
-RESUMABLE = ("pretrain", "finetune", "linear_probe", "attentive_probe")
+RESUMABLE = ("pretrain", "finetune", "linear_probe", "attentive_probe", "segment", "detect", "depth")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,14 +112,14 @@ def read_command(text: str | None) -> tuple[list[str], Path]:
     if not words:
         raise ValueError('command is not set; give a task in quotes, for instance "pretrain image_mae --folder runs/a"')
     if words[0] not in RESUMABLE:
-        raise ValueError(f"command {words[0]}: a job runs {', '.join(RESUMABLE)}{suggest(words[0], RESUMABLE)}")
-    if "--folder" not in words[:-1]:
+        raise ValueError(f"command {words[0]}: a job runs {', '.join(RESUMABLE)}{nearest(words[0], RESUMABLE)}")
+    first = next((place for place, word in enumerate(words) if word.startswith("--")), len(words))
+    flags = [(name, values) for name, values in group_flags(words[first:]) if name != "resume"]
+    folders = [values for name, values in flags if name == "folder"]
+    if not folders or len(folders[-1]) != 1:
         raise ValueError("command: add --folder runs/NAME, by which the job finds its run again after its time has ended")
-    folder = Path(words[words.index("--folder") + 1])
-    if "--resume" in words:
-        place = words.index("--resume")
-        words = words[:place] + words[place + 2 if words[place + 1 : place + 2] == ["auto"] else place + 1 :]
-    return [*words, "--resume", "auto"], folder
+    kept = [word for name, values in flags for word in (f"--{name}", *values)]
+    return [*words[:first], *kept, "--resume", "auto"], Path(folders[-1][0])
 
 
 def write_script(config: Config, command: list[str], folder: Path) -> str:

@@ -106,7 +106,7 @@ def run(config: Config) -> dict[str, Any]:
     model = mmm.load(path)
     if isinstance(model, MaskedModel):
         raise ValueError(
-            f"{path} holds no head, so it cannot classify; fine-tune it first (recipes/image_finetune.py --model {path}), "
+            f"{path} holds no head, so it cannot classify; fine-tune it first (mmm finetune {path}), "
             "or use its features (mmm extract, mmm retrieve)"
         )
     model = model.to(choose_device(config.device))

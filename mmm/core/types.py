@@ -44,9 +44,12 @@ class Input:
     Attributes:
         size: size of a sample in pixels, (H, W) or (T, H, W); later samples may have other sizes.
         channels: number of channels.
-        mean, std: values of each channel for the normalisation of samples, in units of [0, 1].
+        mean: mean of each channel, with which samples are normalised, in units of [0, 1].
+        std: standard deviation of each channel, in the same units.
         repeats: number of consecutive samples of the same input in a training batch.
-        stride, fps, sampling: how the frames of a clip were chosen from a video, as in the data's config. None: unknown.
+        stride: distance of the frames of a clip in a video, as in the data's config. None: unknown.
+        fps: frames per second of a clip, as in the data's config. None: unknown, or not set there.
+        sampling: the way in which the frames of a clip were chosen, as in the data's config. None: unknown.
 
     Raises:
         ValueError: mean or std does not have one value per channel.
@@ -70,17 +73,19 @@ class Input:
             raise ValueError(f"data.std {self.std} must be above 0 in every channel, because pixels are divided by it")
 
     def check_trained_with(self, own: Input, where: str) -> None:
-        """Raises ValueError if channels or normalisation differ from those with which a model was trained.
+        """Raises ValueError if channels or normalisation differ from those with which a model was trained. The message contains the
+        flags for all of them.
 
         Args:
             own: the data that the model was trained with.
             where: the model, for the message.
         """
-        for name in ("channels", "mean", "std"):
-            given, expected = getattr(self, name), getattr(own, name)
-            if given != expected:
-                value = " ".join(map(str, expected)) if isinstance(expected, tuple) else expected
-                raise ValueError(f"data.{name} {given} is not what {where} was trained with; give --data.{name} {value}")
+        other = [name for name in ("channels", "mean", "std") if getattr(self, name) != getattr(own, name)]
+        if other:
+            values = {name: getattr(own, name) for name in other}
+            texts = {name: " ".join(map(str, value)) if isinstance(value, tuple) else value for name, value in values.items()}
+            flags = " ".join(f"--data.{name} {text}" for name, text in texts.items())
+            raise ValueError(f"data.{other[0]} {getattr(self, other[0])} is not what {where} was trained with; give {flags}")
 
 
 @pytree

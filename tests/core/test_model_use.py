@@ -20,6 +20,14 @@ def photographs() -> list[Image.Image]:
     return [Image.fromarray(value) for value in values]
 
 
+def test_other_pixels_than_those_of_the_training_are_refused_with_all_flags_that_are_needed() -> None:
+    own = Input(size=(12, 16), mean=(0.3, 0.4, 0.5), std=(0.1, 0.2, 0.3))
+    own.check_trained_with(Input(size=(24, 24), mean=own.mean, std=own.std), "runs/a")
+    said = "data.mean .* is not what runs/a was trained with; give --data.mean 0.3 0.4 0.5 --data.std 0.1 0.2 0.3$"
+    with pytest.raises(ValueError, match=said):
+        Input(size=(12, 16)).check_trained_with(own, "runs/a")
+
+
 def test_encode_takes_images_and_names_what_it_returns(build: Callable[..., MaskedModel], photographs: list[Image.Image]) -> None:
     model = build().eval()
     x = model.transform(photographs)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +98,9 @@ def test_the_job_is_submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     [
         ({"command": None}, "command is not set"),
         ({"command": "pretrain image_mae"}, "add --folder"),
-        ({"command": "knn runs/a --folder runs/b"}, "command knn: a job runs pretrain, "),
-        ({"command": "pretrane image_mae --folder runs/b"}, "'pretrain'"),
+        ({"command": "pretrain image_mae --folder --seed 1"}, "add --folder"),
+        ({"command": "knn runs/a --folder runs/b"}, "command knn: a job runs pretrain, .*, depth$"),
+        ({"command": "pretrane image_mae --folder runs/b"}, "depth; did you mean 'pretrain'.$"),
         ({"slurm": False}, "add --slurm"),
     ],
 )
@@ -114,8 +117,27 @@ def test_a_job_on_a_machine_without_slurm_is_refused(monkeypatch: pytest.MonkeyP
         launch.Config(nodes=0)
 
 
-@pytest.mark.parametrize("given", ["--resume", "--resume auto", ""])
-def test_the_run_is_started_or_resumed_by_the_same_command(given: str) -> None:
-    words, folder = launch.read_command(f"mmm pretrain image_mae {given} --folder runs/a --seed 1")
-    assert words == ["pretrain", "image_mae", "--folder", "runs/a", "--seed", "1", "--resume", "auto"]
+@pytest.mark.parametrize("given", ["--resume", "--resume auto", "--resume=auto", "--resume true", "--resume false", ""])
+@pytest.mark.parametrize("named", ["--folder runs/a", "--folder=runs/a", "--folder runs/b --folder runs/a"])
+def test_the_run_is_started_or_resumed_by_the_same_command(given: str, named: str) -> None:
+    words, folder = launch.read_command(f"mmm pretrain image_mae {given} {named} --data.mean 0.5 -1 --seed=1")
+    first = ["--folder", "runs/b"] if "runs/b" in named else []
+    other = ["--data.mean", "0.5", "-1", "--seed", "1"]
+    assert words == ["pretrain", "image_mae", *first, "--folder", "runs/a", *other, "--resume", "auto"]
     assert folder == Path("runs/a")
+
+
+@pytest.mark.parametrize("task", launch.RESUMABLE)
+def test_every_task_with_a_run_that_is_resumed_can_be_a_job(task: str) -> None:
+    config = importlib.import_module(f"tasks.{task}").Config
+    assert {"folder", "resume"} <= {field.name for field in fields(config)}
+    assert launch.read_command(f"{task} --folder runs/a")[0] == [task, "--folder", "runs/a", "--resume", "auto"]
+
+
+def test_no_task_with_a_resumable_run_is_left_out() -> None:
+    names = {path.stem for path in Path(launch.__file__).parent.glob("[!_]*.py")}
+    kinds = {name: getattr(importlib.import_module(f"tasks.{name}"), "Config", None) for name in names}
+    found = {
+        name for name, kind in kinds.items() if kind is not None and {"folder", "resume"} <= {one.name for one in fields(kind)}
+    }
+    assert found == set(launch.RESUMABLE)

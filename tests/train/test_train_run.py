@@ -141,6 +141,13 @@ def test_the_command_that_goes_on(tmp_path, open_run, monkeypatch, caplog):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     monkeypatch.setattr(sys, "argv", ["recipes/a.py"])
     assert resume_command(tmp_path) == f"accelerate launch recipes/a.py --folder {tmp_path} --resume"
+    monkeypatch.setattr(sys, "argv", ["/lib/site-packages/tasks/__main__.py", "pretrain", "image_mae"])  # -m tasks
+    assert resume_command(tmp_path) == f"accelerate launch -m tasks pretrain --folder {tmp_path} --resume"
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    assert resume_command(tmp_path) == f"mmm pretrain --folder {tmp_path} --resume"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert resume_command(tmp_path) == f"torchrun --nproc_per_node 2 -m tasks pretrain --folder {tmp_path} --resume"
 
 
 def test_nothing_to_resume(tmp_path, open_run):

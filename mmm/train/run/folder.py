@@ -207,10 +207,12 @@ def resume_command(folder: Path) -> str:
     program, *argv = sys.argv
     task = [word for word in argv[:1] if not word.startswith("-")]  # `mmm TASK [MODEL] ...`, or a recipe's file
     command = ["mmm", *task] if task else ["python", program]
+    # as a script, tasks/__main__.py would fail: tasks/inspect.py would hide the standard library's `inspect`
+    start = ["-m", "tasks"] if Path(program).parts[-2:] == ("tasks", "__main__.py") else [program]
     if "ACCELERATE_MIXED_PRECISION" in os.environ:
-        command = ["accelerate", "launch", program, *task]
+        command = ["accelerate", "launch", *start, *task]
     elif "TORCHELASTIC_RUN_ID" in os.environ:
-        command = ["torchrun", "--nproc_per_node", os.environ["LOCAL_WORLD_SIZE"], program, *task]
+        command = ["torchrun", "--nproc_per_node", os.environ["LOCAL_WORLD_SIZE"], *start, *task]
     files = [word for flag, file in pairwise(argv) if flag == "--use" for word in (flag, file)]
     return shlex.join([*command, "--folder", str(folder), "--resume", *files])
 
