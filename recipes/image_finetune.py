@@ -84,7 +84,7 @@ CIFAR10 = replace(
     ),
 )
 
-# for a run of the preset `small` of image_mae.py, with your own labelled images, from a few hundred to some ten thousand
+# for a run of the preset `small` of image_mae.py, with labelled images of your own
 SMALL = finetune.Config(
     data=ImagesConfig(image_size=96, crop_scale=(0.4, 1.0), holdout=0.1, workers=2),
     tokenizer=Patches.Config(size=8),

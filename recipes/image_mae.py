@@ -5,7 +5,7 @@
     python recipes/image_mae.py --preset imagenet_1600 --data.source /data/imagenet      the released weights' schedule
     python recipes/image_mae.py --data.source /data/imagenet --encoder.size large
     python recipes/image_mae.py --data.source /data/imagenet --encoder.size huge --tokenizer.size 14
-    python recipes/image_mae.py --preset small --data.source my_images     some tens to some ten thousand images of your own
+    python recipes/image_mae.py --preset small --data.source my_images     100 to 20,000 images of your own
     python recipes/image_mae.py --preset cifar10 --data.source uoft-cs/cifar10
 
 Results. `imagenet_1600`: the paper reports a top-1 accuracy of 83.6 % (B), 85.9 % (L) and 86.9 % (H) after fine-tuning. This
@@ -70,7 +70,7 @@ CIFAR10 = pretrain.Config(
     evaluate=EvaluatorSet.of(MaskedLoss.Config(), FrozenFeatures.Config(), ReconstructionGallery.Config()),
 )
 
-# For your own images, from some tens to ten thousand: a small model, and a length in updates, so that few images are used often.
+# For 100 to 20,000 images of your own: a small model, and a length in updates, so that few images are used often.
 SMALL = pretrain.Config(
     data=ImagesConfig(image_size=96, crop_scale=(0.2, 1.0), holdout=0.1, workers=2),
     tokenizer=Patches.Config(size=8),

@@ -132,7 +132,7 @@ DEMO = finetune.Config(
     ),
 )
 
-# for a run of the preset `small` of video_mae.py, with your own labelled videos, from a few hundred to a few thousand
+# for a run of the preset `small` of video_mae.py, with labelled videos of your own
 SMALL = replace(
     DEMO,
     data=replace(SMALL_CLIPS, eval_clips=2),

@@ -98,7 +98,7 @@ UCF101 = replace(
     train=replace(KINETICS.train, epochs=3200, batch_size=192, learning_rate=3e-4, final_learning_rate=1e-5 / 3e-4),
 )
 
-# For your own videos, from some tens to some thousand: a small model, and a length in updates, so that few videos are used often.
+# For 100 to 20,000 videos of your own: a small model, and a length in updates, so that few videos are used often.
 SMALL_CLIPS = ClipsConfig(frames=16, stride=2, image_size=64, repeats=2, holdout=0.1, workers=2)
 SMALL = pretrain.Config(
     data=SMALL_CLIPS,

@@ -2,7 +2,7 @@
 
 mmm attentive_probe runs/pretrain-1 --train.learning_rate 1e-3
 mmm attentive_probe runs/pretrain-1 --rates 0.3 1 3 --held_back 0.05    several learning rates at once
-python recipes/video_linear_probe.py --help                  values for videos
+mmm linear_probe video_linear_probe --help                              values for videos
 """
 
 from __future__ import annotations

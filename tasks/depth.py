@@ -1,7 +1,7 @@
 """Probe an encoder for monocular depth: a linear head on frozen features, scored by delta1 and RMSE (DINOv2's protocol).
 
-python recipes/depth.py --model runs/pretrain-1                                     the demonstration on rendered scenes
-python recipes/depth.py --preset nyu --model mae_pretrain_vit_base.pth --data.source nyu_folder
+mmm depth depth --model runs/pretrain-1                                     the demonstration on rendered scenes
+mmm depth depth --preset nyu --model mae_pretrain_vit_base.pth --data.source nyu_folder
 """
 
 from __future__ import annotations

@@ -1,8 +1,12 @@
 """Detect objects: train Mask R-CNN on a pretrained vision transformer (ViTDet).
 
-python recipes/detect.py --model runs/pretrain-1                                     the demonstration on rendered scenes
-python recipes/detect.py --preset base --model mae_pretrain_vit_base.pth --data.source /data/coco
-python recipes/detect.py --preset base --model mae.pth --data.source my_images --data.annotations my_images/labels.json
+mmm detect detect --model runs/pretrain-1                                     the demonstration on rendered scenes
+mmm detect detect --preset base --model mae_pretrain_vit_base.pth --data.source /data/coco
+mmm detect detect --preset base --model mae.pth --data.source my_images --data.annotations labels.json \\
+    --data.split train --data.eval_split none
+
+The presets read COCO's splits train2017 and val2017. A single file of annotations has the single split train, of which a share is
+held out for evaluation.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Fine-tune all weights of a classifier of images or clips, from a pretrained encoder or from scratch.
 
-python recipes/image_finetune.py --model runs/pretrain-1                                    the demonstration's data
-python recipes/image_finetune.py --model mae_pretrain_vit_base.pth --data.source /data/imagenet
-python recipes/video_finetune.py --model runs/pretrain-2 --data.source kinetics_train.csv
-mmm finetune runs/pretrain-1                                                                           the data of that run
+mmm finetune runs/pretrain-1                                                      the data of that run
+mmm finetune image_finetune --model runs/pretrain-1                               the demonstration's data
+mmm finetune image_finetune --model mae_pretrain_vit_base.pth --data.source /data/imagenet
+mmm finetune video_finetune --model runs/pretrain-2 --data.source kinetics_train.csv
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 mmm linear_probe runs/pretrain-1                                        exact: features once, then several penalties
 mmm linear_probe runs/pretrain-1/config.yaml                            the same model with random weights
 mmm linear_probe runs/pretrain-1 --methods trained exact --rates 0.3 1 3 --held_back 0.05
-python recipes/image_linear_probe.py --model mae_pretrain_vit_base.pth --data.source /data/imagenet     as published
+mmm linear_probe image_linear_probe --model mae_pretrain_vit_base.pth --data.source /data/imagenet      as published
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Segment images: train a head or all weights from a pretrained encoder, or label patches by their neighbours without training.
 
-python recipes/segment.py --model runs/pretrain-1                                    the demonstration on rendered scenes
-python recipes/segment.py --preset linear --model mae_pretrain_vit_base.pth --data.source ADEChallengeData2016
+mmm segment segment --model runs/pretrain-1                                    the demonstration on rendered scenes
+mmm segment segment --preset linear --model mae_pretrain_vit_base.pth --data.source ADEChallengeData2016
 mmm segment segment --preset uper_net --model mae_pretrain_vit_base.pth --data.source ADEChallengeData2016
 mmm segment segment --knn --model runs/pretrain-1
 """

@@ -13,11 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from conftest import REPOSITORY, load_recipe
 from PIL import Image
 
-import mmm
 from mmm.config.cli import parse
 from mmm.targets import targets
 from tasks.__main__ import main, summaries
@@ -136,7 +134,7 @@ def test_a_tutorial_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         write_weights(tmp_path)
     monkeypatch.chdir(tmp_path)
     known = set(targets.parts)
-    names: dict[str, Any] = {"torch": torch, "mmm": mmm}
+    names: dict[str, Any] = {}
     ran = 0
     try:
         for kind, text in blocks(page):
