@@ -66,7 +66,7 @@ class Transform:
             keys = sample_keys(int(torch.randint(2**62, ())), 0, torch.arange(len(clips)))
             pixels = torch.stack([self._crop(frames, key) for frames, key in zip(clips, keys, strict=True)])  # (B, C, T, H, W)
         except Unreadable as error:  # for instance an image that would be huge after it is resized
-            raise ValueError(f"a sample cannot be used: {error}") from error
+            raise ValueError(f"a sample cannot be read: {error}") from error
         x = normalise(flip(pixels, keys, FLIP) if self.training else pixels, self.data.mean, self.data.std)
         return x if len(self.data.size) == 3 else x[:, :, 0]
 
