@@ -87,19 +87,8 @@ class RunFolder(Format):
         return run_of(stored.path) is not None
 
     def read(self, stored: Stored, options: Options) -> Model:
-        run = run_of(stored.path)
-        assert run is not None
-        file = _weights(stored.path, run)
-        parts, data = read_parts(run / CONFIG)
-        weights = read_weights(file) if file.is_file() else dict(read(file.parent)[0][file.stem])  # sharded over several files
-        model = _build(parts, data, weights, _labels(run))
-        fill(model, weights, lambda name: (name,), f"{file}, beside {run / CONFIG},")
-        average = file.with_name(AVERAGE)
-        other = f"; their moving average is in {average}" if list(file.parent.glob("ema*.safetensors")) and file != average else ""
-        kind = "the moving average of the weights" if file == average else "the weights as they were trained"
-        if file.parent.parent.name == BEST:
-            kind = "the weights with the best score on held-back samples"
-        logger.info("%s: %s, all %d used%s", file, kind, len(weights), other)
+        model, source = _read(stored.path)
+        logger.info("%s", source)
         return model
 
     def write(self, model: Model, folder: Path) -> list[str]:
@@ -181,6 +170,23 @@ def read_parts(path: Path) -> tuple[Parts, Input]:
         raise ValueError(f"{path}: {error}") from error
 
 
+def _read(path: Path) -> tuple[Model, str]:
+    """Returns the model at a path in a run folder, and a line about the source of its weights."""
+    run = run_of(path)
+    assert run is not None
+    file = _weights(path, run)
+    parts, data = read_parts(run / CONFIG)
+    weights = read_weights(file) if file.is_file() else dict(read(file.parent)[0][file.stem])  # sharded over several files
+    model = _build(parts, data, weights, _labels(run))
+    fill(model, weights, lambda name: (name,), f"{file}, beside {run / CONFIG},")
+    average = file.with_name(AVERAGE)
+    other = f"; their moving average is in {average}" if list(file.parent.glob("ema*.safetensors")) and file != average else ""
+    kind = "the moving average of the weights" if file == average else "the weights as they were trained"
+    if file.parent.parent.name == BEST:
+        kind = "the weights with the best score on held-back samples"
+    return model, f"{file}: {kind}, all {len(weights)} used{other}"
+
+
 def _build(parts: Parts, data: Input, weights: Mapping[str, Tensor], labels: tuple[str, ...] | None) -> Model:
     """Returns a model of these parts whose weights will be overwritten. torch's generator does not change."""
     if parts.decoded:
@@ -256,7 +262,7 @@ def _tree(model: Model) -> dict[str, Any]:
 def _check(model: Model, folder: Path) -> None:
     """Raises ValueError if a written folder does not contain the same model."""
     try:
-        again = RunFolder().read(Stored(folder), Options()).state_dict()
+        again = _read(folder)[0].state_dict()
     except ValueError as error:
         raise ValueError(f"config.yaml cannot describe this model: {str(error).replace(str(folder), 'the folder')}") from error
     assert all(torch.equal(again[name], value.cpu()) for name, value in model.state_dict().items())
