@@ -15,7 +15,7 @@ tenth of the weight decay. The decay of the teacher's average changes linearly f
 follows a cosine after the warm-up. The head of the student is a plain linear layer. The cosine of the learning rate is not cut at
 four fifths.
 
-Results. This recipe has not been measured yet, neither on ImageNet nor on CIFAR-10."""
+Results. This recipe has not been run on ImageNet yet. CIFAR-10, for six minutes: docs/methods.md."""
 
 from dataclasses import replace
 

@@ -13,7 +13,7 @@ Differences from the authors' code: blocks are pre-norm instead of post-norm; th
 decay. The authors' loss of the class token is a sum over the 256 masks of a process, times 0.01; ours is the mean times 2.56,
 which is the same.
 
-Results. This recipe has not been measured yet, neither on ImageNet nor on CIFAR-10."""
+Results. This recipe has not been run on ImageNet yet. CIFAR-10, for six minutes: docs/methods.md."""
 
 from dataclasses import replace
 

@@ -12,7 +12,7 @@ Differences from the authors' code: the numbers of tokens are exact, so that no 
 touch the last row and column; scale and aspect ratio are drawn separately; weights are initialised Xavier-uniform instead of
 truncated normal.
 
-Results. This recipe has not been measured yet, neither on ImageNet nor on CIFAR-10."""
+Results. This recipe has not been run on ImageNet yet. CIFAR-10, for six minutes: docs/methods.md."""
 
 from dataclasses import replace
 

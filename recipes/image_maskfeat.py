@@ -9,7 +9,7 @@ The learning rates for 256 images (peak, start of the warm-up and end), warm-up,
 The batch size is our choice. A token of 4 pixels is one cell, with 9 values for each channel.
 
 Results. The authors report a top-1 accuracy of 84.0 (B) and 85.7 % (L) after 1,600 epochs and fine-tuning. This recipe has not
-been run on ImageNet yet. `cifar10` has not been measured either."""
+been run on ImageNet yet. CIFAR-10, for six minutes: docs/methods.md."""
 
 from dataclasses import replace
 from typing import Any

@@ -8,7 +8,7 @@ squares, a deep decoder and eight class tokens, whose mean is the feature.
 Squares of 4 x 4 tokens are hidden together. The preset has the values of the authors' script for ImageNet. The released models
 are trained on web images, sampled by their loss. The smaller ones are distilled from larger ones; distillation is left out here.
 
-Results. This recipe has not been measured yet, neither on ImageNet nor on CIFAR-10."""
+Results. This recipe has not been run on ImageNet yet. CIFAR-10, for six minutes: docs/methods.md."""
 
 from dataclasses import replace
 

@@ -10,7 +10,7 @@ embedding, and this recipe after it. Learning rates and weight decay are those o
 small presets have a plain ViT.
 
 Results. The authors report a top-1 accuracy of 82.04 % (Swin-T, 200 epochs) after fine-tuning. This recipe has not been run on
-ImageNet yet. `cifar10` has not been measured either."""
+ImageNet yet. CIFAR-10, for six minutes: docs/methods.md."""
 
 from dataclasses import replace
 

@@ -13,7 +13,7 @@ Differences from the authors' code: the authors' decoder also computes visible p
 the predicted ones, 704 of 1,568. The authors' clips of Something-Something have a stride of 2: train on its list in a separate
 run, or set data.stride.
 
-Results. This recipe has not been run on the authors' data yet. `demo` has not been measured either."""
+Results. This recipe has not been run on the authors' data yet. `builtin:motion`, for six minutes: docs/methods.md."""
 
 from dataclasses import replace
 
