@@ -1,8 +1,8 @@
 """Compare runs in one table and one plot: existing runs, or variants of a recipe with equal steps and seeds.
 
     mmm compare runs/a runs/b
-    mmm compare --recipe recipes/image_mae.py --seeds 0 1 --swap masker.name=block decoder.name=linear,masker.blank=true
-    mmm compare --recipe recipes/image_mae.py --preset cifar10 --change data.source=DATA train.steps=2000 --swap encoder.depth=6
+    mmm compare --recipe image_mae --seeds 0 1 --swap masker.name=block decoder.name=linear,masker.blank=true
+    mmm compare --recipe image_mae --preset cifar10 --change data.source=DATA train.steps=2000 --swap encoder.depth=6
 
 A swap is one change or several, separated by commas. Each change is a flag of the recipe without dashes.
 """
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmm.core.checks import CheckedConfig
+from mmm.core.checks import CheckedConfig, suggest
 from mmm.evaluate.compare_runs import compare, format_comparison, group_runs
 from mmm.evaluate.run_results import Record
 from mmm.system.files import write_json
@@ -28,6 +28,7 @@ from mmm.train.run.folder import next_free
 logger = logging.getLogger(__name__)
 
 POSITIONAL = "runs"
+RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class Config(CheckedConfig):
     """Folders of runs to compare."""
 
     recipe: str | None = None
-    """A recipe to run for each seed, unchanged and with each swap."""
+    """A recipe to run for each seed, unchanged and with each swap: its name, or the path of its file."""
 
     preset: str | None = None
     """Preset of the recipe. None: the recipe's own choice."""
@@ -96,7 +97,7 @@ def commands(config: Config, folder: Path) -> list[tuple[Path, list[str]]]:
     if config.recipe is None:
         return []
     start = shlex.split(config.launcher) if config.launcher else [sys.executable]
-    start += [config.recipe, *(["--preset", config.preset] if config.preset else []), *flags(config.change)]
+    start += [str(recipe_file(config.recipe)), *(["--preset", config.preset] if config.preset else []), *flags(config.change)]
     found = []
     for seed in config.seeds:
         for swap in ("", *config.swap):
@@ -104,6 +105,20 @@ def commands(config: Config, folder: Path) -> list[tuple[Path, list[str]]]:
             run = ["--seed", str(seed), "--folder", str(path), "--resume", "auto"]
             found.append((path, [*start, *flags([swap] if swap else []), *run]))
     return found
+
+
+def recipe_file(recipe: str) -> Path:
+    """Returns the file of a recipe, from its path or its name.
+
+    Raises:
+        ValueError: there is no such file, and no recipe of this name.
+    """
+    own, known = RECIPES / f"{recipe}.py", sorted(path.stem for path in RECIPES.glob("[!_]*.py"))
+    if Path(recipe).is_file():
+        return Path(recipe)
+    if recipe not in known:
+        raise ValueError(f"--recipe {recipe} is not a recipe{suggest(recipe, known)}")
+    return own
 
 
 def flags(changes: Sequence[str]) -> list[str]:
@@ -127,8 +142,8 @@ def _check(config: Config) -> None:
         raise ValueError("give two or more runs to compare, or a --recipe with --swap")
     if config.recipe is None and (config.swap or config.change or config.preset):
         raise ValueError("--swap, --change and --preset change a recipe; give it with --recipe")
-    if config.recipe is not None and not Path(config.recipe).is_file():
-        raise ValueError(f"--recipe {config.recipe} does not exist; give the path of the file of a recipe")
+    if config.recipe is not None:
+        recipe_file(config.recipe)
     if config.recipe is not None and not config.swap and len(config.seeds) + len(config.runs) < 2:
         raise ValueError("--recipe alone is one run; give variants with --swap, or several --seeds")
     taken = [name for name in flags([*config.change, *config.swap]) if name in ("--folder", "--seed")]

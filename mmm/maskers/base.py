@@ -82,6 +82,11 @@ class MaskerConfig(PartConfig):
         return False
 
     @property
+    def has_ratio(self) -> bool:
+        """True if `ratio` sets the fraction of hidden tokens."""
+        return True
+
+    @property
     def pads(self) -> bool:
         """True if rows of different lengths are padded."""
         return False

@@ -149,6 +149,10 @@ class BlockUnionMasker(PlacedBlocksMasker):
         echo_rise: tuple[ZeroToOne, ZeroToOne] = (0.0, 0.0)
         """Fractions of the run at which the weight `echo` begins to rise from 0, and at which it reaches its value."""
 
+        @property
+        def has_ratio(self) -> bool:
+            return False
+
         def validate(self) -> None:
             super().validate()
             self.refuse("ratio", "ratio_end", "rounding", "predict", "running_cell", "predict_visible")

@@ -35,6 +35,10 @@ class UniformMasker(Masker):
             self.refuse("ratio", "ratio_end", "rounding", "predict_visible")
 
         @property
+        def has_ratio(self) -> bool:
+            return False
+
+        @property
         def leaves_blanks(self) -> bool:
             return self.blank or self.secondary > 0
 

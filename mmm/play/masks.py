@@ -167,7 +167,8 @@ def options_of(name: str) -> list[Option]:
 
 
 def config_of(name: str, ratio: float | None, options: Mapping[str, Any]) -> MaskerConfig:
-    """Returns the config of a masker from the values of the page's controls, some of which are text.
+    """Returns the config of a masker from the values of the page's controls, some of which are text. A masker whose options define
+    the fraction of hidden tokens does not get the ratio.
 
     Raises:
         ValueError: a value is invalid; the message names its field.
@@ -176,4 +177,4 @@ def config_of(name: str, ratio: float | None, options: Mapping[str, Any]) -> Mas
     kind: type[MaskerConfig] = part.Config
     known = {own.name for own in fields(kind)}
     values = {key: value for key, value in options.items() if key in known}
-    return from_dict(kind, values | ({"ratio": ratio} if ratio is not None and "ratio" in known else {}), "masker.")
+    return from_dict(kind, values | ({"ratio": ratio} if ratio is not None and kind().has_ratio else {}), "masker.")

@@ -192,6 +192,8 @@ def test_counts_above_the_number_of_tokens_are_refused(name: str, options: dict[
         player.draw("me", "a", name, 0.75, 0, options)
     player.draw("me", "a", "multi_block", 0.9, 10**12, {"targets": "64", "aspect": "0.5 200"})
     assert draw(config_of("block_union", None, {}), (3, 3), 0).hidden.any()
+    for name in ("block_union", "uniform"):  # their options define the ratio, and the page always has one
+        assert config_of(name, 0.6, {}) == maskers[name].Config()
 
 
 @pytest.mark.parametrize("name", sorted(maskers.parts))

@@ -319,18 +319,20 @@ def test_changes_become_flags() -> None:
 
 def test_a_swap_runs_every_variant_with_every_seed(tmp_path: Path) -> None:
     config = compare.Config(
-        recipe="r.py",
+        recipe="image_mae",
         preset="demo",
         swap=("masker.name=block",),
         change=("train.steps=5",),
         seeds=(0, 1),
         launcher="accelerate launch",
     )
+    with pytest.raises(ValueError, match="--recipe image_mea is not a recipe; did you mean 'image_mae'"):
+        compare.recipe_file("image_mea")
     made = compare.commands(config, tmp_path)
     assert [path.relative_to(tmp_path).as_posix() for path, _ in made] == [
         "as-it-is/seed-0", "masker.name=block/seed-0", "as-it-is/seed-1", "masker.name=block/seed-1",
     ]  # fmt: skip
-    shared = ["accelerate", "launch", "r.py", "--preset", "demo", "--train.steps", "5"]
+    shared = ["accelerate", "launch", str(REPOSITORY / "recipes" / "image_mae.py"), "--preset", "demo", "--train.steps", "5"]
     assert made[3][1] == [*shared, "--masker.name", "block", "--seed", "1", "--folder", str(made[3][0]), "--resume", "auto"]
 
 
