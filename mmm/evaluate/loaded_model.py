@@ -23,7 +23,7 @@ from mmm.model import MaskedModel, ModelConfig
 from mmm.system.redact import redact
 from mmm.train.checkpoint.reader import step_at
 from mmm.weights.formats.run import CONFIG, is_average, read_config, read_data, run_of
-from mmm.weights.load import compare_pixels, load_masked
+from mmm.weights.load import compare_pixels, load_masked, masker_without_tokens
 
 PARTS = ("tokenizer", "masker", "encoder", "decoder", "target")
 # options that change the data; a result with one of them is not a result of the run itself
@@ -202,8 +202,11 @@ def load_model(config: LoadedModelConfig, *, norm_pix: bool | None = None, sourc
 
 
 def model_config(model: MaskedModel) -> ModelConfig:
-    """Returns the config of a model. An encoder without a decoder gets the config of a very small decoder."""
+    """Returns the config of a model. An encoder without a decoder gets the config of a very small decoder, and another masker if
+    the encoder has no mask token, which some backbones cannot have."""
     parts: dict[str, Any] = {name: getattr(getattr(model, name), "config", None) for name in PARTS}
+    if model.decoder is None and model.encoder.mask_token is None:
+        parts["masker"] = masker_without_tokens(model.encoder)
     return ModelConfig(**parts | {"decoder": parts["decoder"] or SelfAttentionDecoder.Config(width=32, depth=1, heads=1)})
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mmm.core.types import Input
+from mmm.encoders import Encoder
 from mmm.maskers import MaskerConfig, RandomMasker, UniformMasker, maskers
 from mmm.model import MaskedModel
 from mmm.targets import PixelTarget
@@ -103,9 +104,13 @@ def without_head(model: Model, source: str) -> MaskedModel:
     data = model.data
     assert data is not None
     target = PixelTarget(PixelTarget.Config(standardise="none"), token=model.tokenizer.size, data=data, encoder=model.encoder)
-    # an untrained copy of the model is built with a masker that fits the encoder, here without mask tokens
-    masker = maskers.build(UniformMasker.Config(secondary=0.0) if model.encoder.shape.whole else RandomMasker.Config())
+    masker = maskers.build(masker_without_tokens(model.encoder))
     return MaskedModel(model.tokenizer, masker, model.encoder, None, target, data=data).eval()
+
+
+def masker_without_tokens(encoder: Encoder) -> MaskerConfig:
+    """Returns a masker that fits an encoder without mask tokens, to build an untrained copy of it."""
+    return UniformMasker.Config(secondary=0.0) if encoder.shape.whole else RandomMasker.Config()
 
 
 def compare_pixels(model: MaskedModel, data: Input, path: str) -> None:

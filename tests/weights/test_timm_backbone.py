@@ -15,6 +15,7 @@ from test_parity_mae import noisy
 from torch import nn
 
 from mmm import MaskedModel
+from mmm.evaluate.loaded_model import LoadedModelConfig, load_model
 from mmm.weights.formats import FORMATS
 from mmm.weights.load import load
 
@@ -65,3 +66,17 @@ def test_what_changes_the_computation_is_refused(tmp_path: Path) -> None:
     (tmp_path / "theirs" / "config.json").write_text(json.dumps(config | {"model_args": {"depths": [1, 1, 1, 1]}}))
     with pytest.raises(ValueError, match="model_args depths cannot be read"):
         load(tmp_path / "theirs")
+
+
+def test_a_backbone_with_batch_norms_is_evaluated(tmp_path: Path) -> None:
+    """It cannot have mask tokens, so the untrained copy that an evaluation compares with is built without them."""
+    model = timm.create_model("test_resnet", pretrained=False, num_classes=5)
+    (tmp_path / "theirs").mkdir()
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, tmp_path / "theirs" / "model.safetensors")
+    said = {"input_size": [3, 64, 64], "mean": [0.5] * 3, "std": [0.5] * 3, "classifier": "fc"}
+    config = {"architecture": "test_resnet", "num_classes": 5, "pretrained_cfg": said}
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps(config))
+    loaded = load_model(LoadedModelConfig(model=str(tmp_path / "theirs"), source="builtin:photographs", device="cpu"))
+    assert loaded.trained is not None
+    x = torch.randn(2, 3, 64, 64)
+    assert loaded.untrained.encode(x).last.shape == loaded.trained.encode(x).last.shape == (2, 4, 96)
