@@ -62,7 +62,6 @@ PRESETS: dict[str, pretrain.Config] = {
         target=LatentTarget.Config(
             blocks=(3, 4), join=True, block_norm="layer", norm="none", loss="cosine", decay=0.99, decay_end=0.9998
         ),
-        train=replace(DEMO.train, learning_rate=5e-4),
     ),
 }
 
