@@ -94,7 +94,7 @@ def test_help_and_mistakes_are_the_same_without_torch(capsys: pytest.CaptureFixt
         (["compare", "one"], "two or more runs"),
         (["compare", "no", "runs"], "no is not a run folder"),
         (["compare", "a", "b", "--swap", "masker.name=block"], "give it with --recipe"),
-        (["compare", "--recipe", "recipes/none.py", "--swap", "a=b"], "recipes/none.py does not exist"),
+        (["compare", "--recipe", "recipes/none.py", "--swap", "a=b"], "recipes/none.py is not a recipe"),
         (["compare", "--recipe", "recipes/image_mae.py"], "--swap"),
         (["compare", "--recipe", "recipes/image_mae.py", "--swap", "block"], "'block' is not a change"),
         (["compare", "--recipe", "recipes/image_mae.py", "--swap", "seed=1"], "seed is set by the comparison"),
