@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmm.core.checks import AboveZero, CheckedConfig, Rate
-from mmm.core.pretrained import Pretrained
+from mmm.core.pretrained import Pretrained, class_names
 from mmm.core.registry import PartConfig
 from mmm.core.types import Input
 from mmm.encoders import Encoder
@@ -204,13 +204,13 @@ class Classifier(Pretrained, nn.Module):
     def named(self, probabilities: Tensor, *, top: int = 5) -> list[dict[str, float]]:
         """Returns the `top` most probable classes of each row of probabilities (B, K), by name, in falling order."""
         values, classes = probabilities.topk(min(top, self.head.classes), dim=1)  # (B, top) each
-        rows = zip(classes.tolist(), values.tolist(), strict=True)
-        return [{self.names[number]: value for number, value in zip(*row, strict=True)} for row in rows]
+        rows, names = zip(classes.tolist(), values.tolist(), strict=True), self.names
+        return [{names[number]: value for number, value in zip(*row, strict=True)} for row in rows]
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the K classes, in order. Classes without names are numbers."""
-        return self.labels or tuple(str(number) for number in range(self.head.classes))
+        return class_names(self.labels, self.head.classes)
 
     def classify(self, tokens: Tensor) -> Tensor:
         """Returns the logits (B, K) of tokens (B, R + N, D)."""

@@ -170,7 +170,7 @@ def _dense_rows(model: Segmenter | Detector, part: Images, config: Config, first
 def _rows(model: Classifier, part: Images | Clips, config: Config, tally: Tally) -> Iterator[dict[str, Any]]:
     """Yields the rows of a part, batch by batch."""
     device, views = next(model.parameters()).device, part.config.views
-    labels = _labels(model, part)
+    labels, names = _labels(model, part), model.names
     for batch in eval_batches(part, part.config, batch_size=config.batch_size):
         for problem in batch.problems:
             yield {"name": problem.name, "problem": problem.reason}
@@ -183,7 +183,7 @@ def _rows(model: Classifier, part: Images | Clips, config: Config, tally: Tally)
             tally.add(chances[None, own >= 0], own[own >= 0])
             for number, label, classes in zip(index.tolist(), own.tolist(), model.named(chances, top=config.top), strict=True):
                 row = {"name": part.name(number), "classes": classes}
-                yield row if label < 0 else row | {"label": model.names[label]}
+                yield row if label < 0 else row | {"label": names[label]}
 
 
 def _labels(model: Classifier, part: Images | Clips) -> torch.Tensor:

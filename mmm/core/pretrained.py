@@ -22,6 +22,11 @@ def is_normalised(x: Any) -> bool:
     return isinstance(x, Tensor) and x.is_floating_point() and x.ndim >= 4
 
 
+def class_names(labels: tuple[str, ...] | None, classes: int) -> tuple[str, ...]:
+    """Returns the names of the classes of a model, in order. Without labels, the names are numbers."""
+    return labels or tuple(str(number) for number in range(classes))
+
+
 class Pretrained:
     """Adds `save_pretrained`, `from_pretrained` and `push_to_hub` to a model.
 

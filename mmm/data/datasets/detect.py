@@ -1,4 +1,4 @@
-"""Detects whether a source contains images or videos."""
+"""Configs for sources that are named without a recipe: detects whether they contain images or videos, and chooses their split."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmm.core.pretrained import is_normalised
+from mmm.core.pretrained import class_names, is_normalised
 from mmm.data.annotated.detection import empty_canvas, fitted, paint
 from mmm.data.annotated.objects import Placement, paste_masks
 from mmm.data.decode.image import Pixels
@@ -88,14 +88,12 @@ def predict_objects(model: Detector, x: Any, *, least: float = 0.5) -> list[list
     return [named_objects(model, one, masks="masks" in one) for one in found]
 
 
-def class_names(model: Segmenter | Detector) -> tuple[str, ...]:
-    """Returns the names of the classes, in order. Classes without names are numbers."""
-    return model.labels or tuple(str(number) for number in range(model.classes))
-
-
 def class_shares(model: Segmenter, labels: Tensor) -> dict[str, float]:
     """Returns the share of the pixels (H, W) of each class that occurs, by name, in falling order."""
-    shares, names = labels.flatten().bincount(minlength=model.classes).double() / labels.numel(), class_names(model)
+    shares, names = (
+        labels.flatten().bincount(minlength=model.classes).double() / labels.numel(),
+        class_names(model.labels, model.classes),
+    )
     order = shares.argsort(descending=True, stable=True).tolist()
     return {names[number]: shares[number].item() for number in order if shares[number]}
 
@@ -103,7 +101,7 @@ def class_shares(model: Segmenter, labels: Tensor) -> dict[str, float]:
 def named_objects(model: Detector, found: Found, *, masks: bool = False) -> list[dict[str, Any]]:
     """Returns for each object its `class`, `score` and `box` (left, top, right, bottom) as plain values, and its `mask` if
     requested."""
-    names = class_names(model)
+    names = class_names(model.labels, model.classes)
     values = zip(found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist(), strict=True)
     objects: list[dict[str, Any]] = [{"class": names[label], "score": score, "box": box} for label, score, box in values]
     return [one | {"mask": mask} for one, mask in zip(objects, found["masks"], strict=True)] if masks else objects
