@@ -950,7 +950,7 @@ MUTANTS = [
         "{} if images",
         "weights/test_transformers.py -k config_json_cannot",
     ),
-    Mutant("mmm/weights/formats/build.py", "2**-8 if rounded else 1e-3", "1e-3", "weights/test_load_mae.py -k bf16"),
+    Mutant("mmm/weights/build.py", "2**-8 if rounded else 1e-3", "1e-3", "weights/test_load_mae.py -k bf16"),
     Mutant("mmm/weights/load.py", "    return model.eval()", "    return model", "weights/test_export.py -k in_a_line_each"),
     Mutant("mmm/train/run/folder.py", " and not _started_only(path):", ":", "train/test_train_run.py -k before_its_first_update"),
     Mutant("mmm/config/overrides.py", "if isinstance(error, SyntaxError):", "if False:", "config/test_config.py -k syntax_error"),

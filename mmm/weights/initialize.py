@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mmm.weights.build import HEADS
 from mmm.weights.fit import Inflation, fitted_state
 from mmm.weights.formats import FORMATS, Model, Options, Stored
-from mmm.weights.formats.build import HEADS
 from mmm.weights.load import find_stored, read_stored, without_head
 from mmm.weights.matching import match_state_dict, shorten_list
 

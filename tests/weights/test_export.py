@@ -42,8 +42,8 @@ from mmm.evaluate.run_results import Record, record
 from mmm.maskers import RandomMasker, TubeMasker
 from mmm.pools import pools
 from mmm.targets import CodeTarget, LatentTarget, PairTarget
+from mmm.weights.build import VIDEOMAE_TARGET
 from mmm.weights.formats import FORMATS
-from mmm.weights.formats.build import VIDEOMAE_TARGET
 
 PARTS = ("--encoder.width", "24", "--encoder.depth", "2", "--encoder.heads", "2", "--decoder.width", "16", "--decoder.heads", "2")
 SMALL = (*PARTS, "--decoder.depth", "1", "--data.workers", "0", "--train.precision", "fp32")

@@ -18,8 +18,8 @@ from mmm import Mask, MaskedModel
 from mmm.decoders import CrossAttentionDecoder, SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
 from mmm.tokenizers import Patches
+from mmm.weights.build import build as build_parts
 from mmm.weights.formats.base import find_input
-from mmm.weights.formats.build import build as build_parts
 from mmm.weights.formats.crossmae import to_crossmae
 from mmm.weights.initialize import initialise_from, refuse_other_heads
 from mmm.weights.load import load

@@ -21,10 +21,10 @@ from mmm.encoders import VisionTransformer
 from mmm.maskers import RandomMasker
 from mmm.pools import ClassPool, MeanPool
 from mmm.tokenizers import Patches
+from mmm.weights.build import HEADS as PUBLISHED
+from mmm.weights.build import MAE_DECODER_HEADS
+from mmm.weights.build import build as build_parts
 from mmm.weights.formats.base import find_input
-from mmm.weights.formats.build import HEADS as PUBLISHED
-from mmm.weights.formats.build import MAE_DECODER_HEADS
-from mmm.weights.formats.build import build as build_parts
 from mmm.weights.formats.mae import to_mae
 from mmm.weights.formats.timm import to_timm
 from mmm.weights.load import load, without_head

@@ -21,9 +21,9 @@ from mmm.encoders import VisionTransformer
 from mmm.maskers import TubeMasker
 from mmm.pools import MeanPool
 from mmm.tokenizers import Tubes
+from mmm.weights.build import build as build_parts
+from mmm.weights.build import with_head
 from mmm.weights.formats.base import find_input
-from mmm.weights.formats.build import build as build_parts
-from mmm.weights.formats.build import with_head
 from mmm.weights.formats.videomae import DECODER_HEADS, to_videomae
 from mmm.weights.initialize import initialise_from
 from mmm.weights.load import load

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from mmm.core.types import Input, RequiredFeatures
 from mmm.encoders import VisionTransformer
+from mmm.weights.build import HEADS
 from mmm.weights.formats.base import Model, Options, Stored, find_input, register
-from mmm.weights.formats.build import HEADS
 from mmm.weights.formats.transformers import LATER
 from mmm.weights.formats.vits import OfficialViT, Said, TransformersViT, ViTFormat, same, separate
 from mmm.weights.matching import renamed, shorten_list

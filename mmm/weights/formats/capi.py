@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmm.weights.build import HEADS
 from mmm.weights.formats.base import Stored, register
-from mmm.weights.formats.build import HEADS
 from mmm.weights.formats.vits import OfficialViT
 
 BACKBONE = "backbone."

@@ -17,8 +17,7 @@ import torch
 
 from mmm.decoders import CrossAttentionDecoder
 from mmm.targets import PixelTarget
-from mmm.weights.formats.base import FILE, Format, Model, Options, Stored, register
-from mmm.weights.formats.build import (
+from mmm.weights.build import (
     DECODER,
     ENCODER,
     MAE_DECODER_HEADS,
@@ -30,6 +29,7 @@ from mmm.weights.formats.build import (
     read_image_encoder,
     read_stack,
 )
+from mmm.weights.formats.base import FILE, Format, Model, Options, Stored, register
 from mmm.weights.matching import fill, renamed, tensors_under
 
 MIX = "wfm.linear.weight"

@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from mmm.encoders import VisionTransformer
+from mmm.weights.build import HEADS
 from mmm.weights.formats.base import Stored, register
-from mmm.weights.formats.build import HEADS
 from mmm.weights.formats.vits import PLAIN, OfficialViT, Said, TransformersViT, same, separate
 
 CHOICES: dict[str, Any] = {"positions": "learned", "class_token": True, "layer_scale": 1.0}

@@ -28,8 +28,7 @@ from mmm.maskers import RandomMasker
 from mmm.pools import MeanPool
 from mmm.targets import PixelTarget
 from mmm.tokenizers import Patches, Tubes
-from mmm.weights.formats.base import FILE, Format, Model, Options, Stored, register
-from mmm.weights.formats.build import (
+from mmm.weights.build import (
     MAE_DECODER_HEADS,
     build,
     count_blocks,
@@ -40,6 +39,7 @@ from mmm.weights.formats.build import (
     read_stack,
     with_head,
 )
+from mmm.weights.formats.base import FILE, Format, Model, Options, Stored, register
 from mmm.weights.matching import fill, renamed, tensors_under
 
 HEADS = {width: heads for width, heads, _ in SIZES.values()}

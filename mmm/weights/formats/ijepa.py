@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from mmm.core.types import RequiredFeatures
+from mmm.weights.build import build, describe_pixels, official_lines, read_image_encoder
 from mmm.weights.formats.base import FILE, Format, Model, Options, Stored, register
-from mmm.weights.formats.build import build, describe_pixels, official_lines, read_image_encoder
 from mmm.weights.formats.timm import names, to_timm
 from mmm.weights.matching import fill
 

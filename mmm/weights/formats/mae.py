@@ -15,8 +15,7 @@ import torch
 from mmm.core.types import RequiredFeatures
 from mmm.decoders import SelfAttentionDecoder
 from mmm.targets import PixelTarget
-from mmm.weights.formats.base import FILE, Format, Model, Options, Stored, register
-from mmm.weights.formats.build import (
+from mmm.weights.build import (
     DECODER,
     ENCODER,
     MAE_DECODER_HEADS,
@@ -27,6 +26,7 @@ from mmm.weights.formats.build import (
     read_image_encoder,
     read_stack,
 )
+from mmm.weights.formats.base import FILE, Format, Model, Options, Stored, register
 from mmm.weights.matching import fill, renamed, tensors_under
 
 NAMES = (*ENCODER, ("decoder.embed.", "decoder_embed."), *DECODER)

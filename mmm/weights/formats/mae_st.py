@@ -18,8 +18,7 @@ from mmm.core.types import RequiredFeatures
 from mmm.encoders import VisionTransformer
 from mmm.pools import MeanPool
 from mmm.tokenizers import Tubes
-from mmm.weights.formats.base import FILE, Format, Model, Options, Stored, find_input, register
-from mmm.weights.formats.build import (
+from mmm.weights.build import (
     ENCODER,
     HEADS,
     build,
@@ -31,6 +30,7 @@ from mmm.weights.formats.build import (
     read_stack,
     with_head,
 )
+from mmm.weights.formats.base import FILE, Format, Model, Options, Stored, find_input, register
 from mmm.weights.matching import fill, renamed, tensors_under
 
 MEAN, STD = (0.45,) * 3, (0.225,) * 3  # normalisation of the released models

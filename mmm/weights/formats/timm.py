@@ -21,8 +21,7 @@ from mmm.core.types import RequiredFeatures
 from mmm.encoders import VisionTransformer
 from mmm.encoders.vit import SIZES
 from mmm.pools import ClassPool, MeanPool
-from mmm.weights.formats.base import CONFIG, Format, Model, Options, Stored, data_of, find_input, register, shape_of, write_folder
-from mmm.weights.formats.build import (
+from mmm.weights.build import (
     ENCODER,
     build,
     describe_pixels,
@@ -30,6 +29,7 @@ from mmm.weights.formats.build import (
     read_image_encoder,
     with_head,
 )
+from mmm.weights.formats.base import CONFIG, Format, Model, Options, Stored, data_of, find_input, register, shape_of, write_folder
 from mmm.weights.matching import fill, renamed, shorten_list, tensors_under
 
 logger = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ from mmm.maskers import RandomMasker
 from mmm.model import MaskedModel
 from mmm.targets import PixelTarget
 from mmm.tokenizers import Patches
+from mmm.weights.build import describe_pixels, pretrained_config
 from mmm.weights.formats.base import CONFIG, Format, Model, Options, Stored, data_of, find_input, register, shape_of, write_folder
-from mmm.weights.formats.build import describe_pixels, pretrained_config
 from mmm.weights.matching import fill, shorten_list, tensors_under
 
 logger = logging.getLogger(__name__)

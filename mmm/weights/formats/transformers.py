@@ -28,8 +28,8 @@ from mmm.model import MaskedModel
 from mmm.pools import ClassPool, MeanPool
 from mmm.targets import PixelTarget
 from mmm.tokenizers import Patches, Tubes
+from mmm.weights.build import VIDEOMAE_TARGET, build, is_fixed, with_head
 from mmm.weights.formats.base import CONFIG, Format, Model, Options, Stored, register, shape_of, write_folder
-from mmm.weights.formats.build import VIDEOMAE_TARGET, build, is_fixed, with_head
 from mmm.weights.matching import Names, fill, renamed, shorten_list, tensors_under
 
 logger = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from mmm.maskers import RandomMasker
 from mmm.model import MaskedModel
 from mmm.targets import PixelTarget
 from mmm.tokenizers import Patches
+from mmm.weights.build import describe_pixels
 from mmm.weights.formats.base import PICKLED, Format, Model, Options, Stored, register
-from mmm.weights.formats.build import describe_pixels
 from mmm.weights.matching import shorten_list
 
 logger = logging.getLogger(__name__)

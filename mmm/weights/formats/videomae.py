@@ -24,8 +24,7 @@ from mmm.maskers import TubeMasker
 from mmm.pools import MeanPool
 from mmm.targets import PixelTarget
 from mmm.tokenizers import Tubes
-from mmm.weights.formats.base import FILE, Format, Model, Options, Stored, data_of, register
-from mmm.weights.formats.build import (
+from mmm.weights.build import (
     HEADS,
     VIDEOMAE_TARGET,
     Stack,
@@ -37,6 +36,7 @@ from mmm.weights.formats.build import (
     read_stack,
     with_head,
 )
+from mmm.weights.formats.base import FILE, Format, Model, Options, Stored, data_of, register
 from mmm.weights.matching import Names, fill, renamed, shorten_list, tensors_under
 
 DECODER_HEADS = {192: 3, 384: 6, 512: 8, 640: 8}

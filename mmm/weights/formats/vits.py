@@ -19,8 +19,8 @@ from mmm.core.registry import PartConfig
 from mmm.core.types import Input, RequiredFeatures
 from mmm.encoders import VisionTransformer
 from mmm.tokenizers import Patches, Tubes
+from mmm.weights.build import build, count_blocks, describe_pixels, find_grid, find_heads, needed
 from mmm.weights.formats.base import CONFIG, FILE, Format, Model, Options, Stored, data_of, shape_of, write_folder
-from mmm.weights.formats.build import build, count_blocks, describe_pixels, find_grid, find_heads, needed
 from mmm.weights.matching import BLOCK_CHOICES, Names, fill, renamed, tensors_under
 
 Rows = tuple[tuple[str, tuple[str, ...]], ...]  # name in mmm, names in the layout, to concatenate; a final dot marks a prefix
