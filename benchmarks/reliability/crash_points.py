@@ -31,7 +31,7 @@ from tasks import pretrain
 
 COUNT, QUICK = 100_000, 12  # maximum number of points; there are some hundreds
 STEPS, SAVE_EVERY = 6, 2
-SAVING = ("checkpoint", "shard", "sav", "stored", "run", "place", "lock")  # prefixes of file names in mmm/train
+SAVING = ("train/checkpoint/", "train/run/", "system/files.py")  # folders and files in mmm/ with the code that saves
 CUT = 1 << 16  # bytes
 EXIT_CODE = 77
 
@@ -53,6 +53,7 @@ def run(work: Path, count: int, rng: random.Random) -> dict[str, Any]:
     }
     jobs["cuts"] = partial(_cut_files, work, count)
     results, failures = run_jobs(work, jobs)
+    failures += ["no line of the code that saves was executed"] * (not executed)
     figures = {name: sum(result.get(name, 0) for result in results.values()) for name in ("exits", "not reached", "cuts")}
     return {"lines": len(executed), **figures, "failures": failures}
 
@@ -79,6 +80,7 @@ def _trace(exit_at: Point | None) -> Counter[tuple[str, int]]:
     """Counts the lines that are executed in all threads; ends the process before the line of `exit_at`."""
     executed: Counter[tuple[str, int]] = Counter()
     package = f"{os.path.dirname(mmm.__file__)}/"
+    traced = tuple(package + name for name in SAVING)
 
     def trace_line(frame: FrameType, event: str, value: Any) -> Any:
         if event == "line":
@@ -89,10 +91,7 @@ def _trace(exit_at: Point | None) -> Counter[tuple[str, int]]:
         return trace_line
 
     def trace_call(frame: FrameType, event: str, value: Any) -> Any:
-        file = frame.f_code.co_filename
-        name = os.path.basename(file)
-        folder = os.path.basename(os.path.dirname(file))
-        return trace_line if (folder == "train" and name.startswith(SAVING)) or (folder, name) == ("mmm", "journal.py") else None
+        return trace_line if frame.f_code.co_filename.startswith(traced) else None
 
     threading.settrace(trace_call)
     sys.settrace(trace_call)
