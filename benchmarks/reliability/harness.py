@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -152,7 +152,7 @@ def _run_child(function: Callable[[], Any], log: Path, before: Callable[[], Any]
 
 
 def run_jobs(
-    work: Path, jobs: dict[str, Callable[[], dict[str, Any]]], parallel: int = PARALLEL_JOBS
+    work: Path, jobs: Mapping[str, Callable[[], dict[str, Any]]], parallel: int = PARALLEL_JOBS
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Runs each job in a forked process, `parallel` at a time. Returns the results by name, and the `failures` of all jobs.
 
