@@ -87,14 +87,14 @@ def machine(device: torch.device) -> dict[str, Any]:
     """Returns the type of machine, versions, commit and date, but no host or user names."""
     import timm
 
-    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {
         "device": kind,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "timm": timm.__version__,
         "python": platform.python_version(),
-        "commit": _git("rev-parse", "--short", "HEAD") + ("+changes" if _git("status", "--porcelain", "-uno") else ""),
+        "commit": commit(),
         "date": date.today().isoformat(),
         "command": " ".join(["python", _script(), *_without_paths(sys.argv[1:])]),
     }
@@ -120,15 +120,23 @@ def _without_paths(words: list[str]) -> list[str]:
     return [Path(word).name if Path(word).is_absolute() else word for word in kept]
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Returns the name of the processor."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine() or "CPU")
 
 
+def commit() -> str | None:
+    """Returns the commit of this tree, with "+changes" if a tracked file was edited. None: the tree is not under git."""
+    try:
+        return _git("rev-parse", "--short", "HEAD") + ("+changes" if _git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
 def _git(*words: str) -> str:
-    done = subprocess.run(["git", *words], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
+    return subprocess.run(["git", *words], cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:

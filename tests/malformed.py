@@ -31,13 +31,13 @@ class Case:
     """A malformed file and the expected result of reading it.
 
     Attributes:
-        place: writes the file to a path.
+        write: writes the file to a path.
         reason: pattern of the expected error message; None: the file can be read.
         pixels: expected pixels, (H, W, 3), or (T, H, W, 3) of a video.
         name: name of the file.
     """
 
-    place: Callable[[Path], object]
+    write: Callable[[Path], object]
     reason: str | None
     pixels: Pixels | None
     name: str
@@ -59,9 +59,9 @@ def image(function: Callable[[int], tuple[bytes, str | Pixels]]) -> Callable[[in
     return function
 
 
-def odd(name: str, place: Callable[[Path], object], reason: str) -> None:
+def special_file(name: str, write: Callable[[Path], object], reason: str) -> None:
     """Registers a kind that is not a regular file."""
-    IMAGES[name] = lambda seed: Case(place, reason, None, f"{name}_{seed}.jpg")
+    IMAGES[name] = lambda seed: Case(write, reason, None, f"{name}_{seed}.jpg")
 
 
 @cache
@@ -134,8 +134,8 @@ def where_pixels_start(data: bytes) -> int:
 def overwritten(data: bytes, start: int, end: int, seed: int) -> bytes:
     """Sets an eighth of the bytes between two positions to random values, as a bad disk does."""
     draw, found = np.random.default_rng(seed), bytearray(data)
-    for place in draw.integers(start, end, max(1, (end - start) // 8)):
-        found[place] = int(draw.integers(256))
+    for position in draw.integers(start, end, max(1, (end - start) // 8)):
+        found[position] = int(draw.integers(256))
     return bytes(found)
 
 
@@ -294,8 +294,8 @@ def bomb_gif(seed: int) -> tuple[bytes, str]:
 def bomb_tiff(seed: int) -> tuple[bytes, str]:
     data = bytearray(encoded(photograph(seed), "TIFF"))
     for tag, side in ((256, 20_000), (257, 20_000 + seed)):  # tags of width and height: number, type, count, value
-        place = max(data.find(struct.pack("<HHI", tag, kind, 1)) for kind in (3, 4))
-        struct.pack_into("<HHII", data, place, tag, 4, 1, side)
+        position = max(data.find(struct.pack("<HHI", tag, kind, 1)) for kind in (3, 4))
+        struct.pack_into("<HHII", data, position, tag, 4, 1, side)
     return bytes(data), "more than the 50,000,000"
 
 
@@ -304,8 +304,8 @@ def bomb_webp(seed: int) -> tuple[bytes, str]:
     """A file whose extended header has a changed canvas of 16,384 x 16,384."""
     draw = Image.fromarray(np.dstack([photograph(seed), ramp()]))
     data = bytearray(encoded(draw, "WEBP", quality=80, save_all=True, append_images=[draw.rotate(90)]))
-    place = data.index(b"VP8X") + 12
-    data[place : place + 6] = b"\xff\x3f\0\xff\x3f\0"
+    position = data.index(b"VP8X") + 12
+    data[position : position + 6] = b"\xff\x3f\0\xff\x3f\0"
     return bytes(data), "more than the 50,000,000|could not create decoder|not an image"
 
 
@@ -531,10 +531,10 @@ def array_with_a_pickle(seed: int) -> tuple[bytes, str]:
 
 # not regular files
 
-odd("pipe", os.mkfifo, "is not a regular file")
-odd("link_to_nothing", lambda path: path.symlink_to("nowhere.jpg"), "there is no such file")
-odd("link_to_itself", lambda path: path.symlink_to(path.name), "leads to itself")
-odd("link_to_a_device", lambda path: path.symlink_to("/dev/zero"), "is not a regular file")
+special_file("pipe", os.mkfifo, "is not a regular file")
+special_file("link_to_nothing", lambda path: path.symlink_to("nowhere.jpg"), "there is no such file")
+special_file("link_to_itself", lambda path: path.symlink_to(path.name), "leads to itself")
+special_file("link_to_a_device", lambda path: path.symlink_to("/dev/zero"), "is not a regular file")
 
 
 def sparse(path: Path) -> None:
@@ -543,7 +543,7 @@ def sparse(path: Path) -> None:
         file.truncate(2**40)
 
 
-odd("terabyte", sparse, "more than the 1,073,741,824 that are read")
+special_file("terabyte", sparse, "more than the 1,073,741,824 that are read")
 
 NAMES = (
     "with spaces {}.jpg",

@@ -35,18 +35,18 @@ def write(
     count: int = FRAMES,
     size: tuple[int, int] = (HEIGHT, WIDTH),
     pixels: str = "yuv420p",
-    moments: Sequence[int] | None = None,
+    times: Sequence[int] | None = None,
     container: str | None = None,
 ) -> Path:
-    """Encodes `pictures`; `moments` are their presentation times in milliseconds."""
-    unit = Fraction(1, 30) if moments is None else Fraction(1, 1000)
+    """Encodes `pictures`; `times` are their presentation times in milliseconds."""
+    unit = Fraction(1, 30) if times is None else Fraction(1, 1000)
     with av.open(str(path), "w", format=container) as file:
         stream: Any = file.add_stream(codec, rate=30, options=options or {})
         stream.height, stream.width, stream.pix_fmt = *size, pixels
         stream.codec_context.gop_size, stream.codec_context.time_base = group, unit
         for i, picture in enumerate(pictures(count, *size)):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts, frame.time_base = (i if moments is None else moments[i]), unit
+            frame.pts, frame.time_base = (i if times is None else times[i]), unit
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
     return path
@@ -113,20 +113,20 @@ def rotated(source: Path, path: Path) -> Path:
     return path
 
 
-def make_zoo(folder: Path) -> dict[str, Path]:
+def make_videos(folder: Path) -> dict[str, Path]:
     """Writes readable files; returns them by kind. Kinds that this PyAV cannot encode are left out."""
     intervals = np.random.default_rng(1).integers(10, 90, FRAMES)
     closed = write(folder / "closed.mp4", options={"crf": "23", "preset": "veryfast"})
     x264 = "open-gop=1:keyint=12:min-keyint=12:scenecut=0:bframes=3"
     x265 = "open-gop=1:keyint=12:min-keyint=12:scenecut=0:log-level=none:bframes=4"
     opened = write(folder / "open.mp4", options={"x264-params": x264})
-    zoo = {
+    videos = {
         "closed": closed,
         "open": opened,
         "long_group": write(folder / "long.mp4", group=250),
         "short_group": write(folder / "short.mp4", group=3),
-        "variable_rate": write(folder / "variable.mp4", moments=np.cumsum(intervals).tolist()),
-        "late_start": write(folder / "late.mkv", moments=(5000 + 33 * np.arange(FRAMES)).tolist()),
+        "variable_rate": write(folder / "variable.mp4", times=np.cumsum(intervals).tolist()),
+        "late_start": write(folder / "late.mkv", times=(5000 + 33 * np.arange(FRAMES)).tolist()),
         "one_frame": write(folder / "one.mp4", count=1),
         "odd_size": write(folder / "odd.mp4", size=(45, 71), pixels="yuv444p", count=20),
         "ten_bit": write(folder / "ten.mp4", pixels="yuv420p10le", count=20),
@@ -136,7 +136,7 @@ def make_zoo(folder: Path) -> dict[str, Path]:
         "mpeg_ts": write(folder / "closed.ts", container="mpegts"),
         "mpeg_ps": write(folder / "two.mpg", "mpeg2video", options={"bf": "2"}, container="mpeg"),
         "raw": remux(write(folder / "for_raw.mp4"), folder / "raw.h264", container="h264"),
-        "no_first_key": remux(closed, folder / "beheaded.mp4", lambda number: number == 0),
+        "no_first_key": remux(closed, folder / "no_first_key.mp4", lambda number: number == 0),
         "cut_in_open_group": remux(opened, folder / "cut.mp4", lambda number: number < 12),
     }
     others = {
@@ -149,10 +149,10 @@ def make_zoo(folder: Path) -> dict[str, Path]:
     with ordinary_priority():
         for kind, (name, codec, options) in others.items():
             if codec in av.codecs_available:
-                zoo[kind] = write(folder / name, codec, options=options)
-    if "vp8" in zoo:
-        zoo["vp8_rotated"] = rotated(zoo["vp8"], folder / "rotated.mkv")
-    return zoo
+                videos[kind] = write(folder / name, codec, options=options)
+    if "vp8" in videos:
+        videos["vp8_rotated"] = rotated(videos["vp8"], folder / "rotated.mkv")
+    return videos
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from statistics import median
 import av
 import numpy as np
 
-from benchmarks.data.video_decode import film
+from benchmarks.data.video_decode import make_frames
 from benchmarks.measure import table
 from mmm.data.decode.video import OpenVideo, packets
 from mmm.data.decode.video.encode import EncodeConfig, write_video
@@ -32,7 +32,7 @@ from mmm.data.decode.video.encode import EncodeConfig, write_video
 HEIGHT, WIDTH, RATE, FRAMES, STRIDE = 256, 340, 30, 16, 4
 
 
-def lengthened(minute: Path, path: Path, seconds: int) -> Path:
+def lengthen(minute: Path, path: Path, seconds: int) -> Path:
     """Repeats the packets of a video of one minute until it has the requested length."""
     with av.open(str(minute)) as old, av.open(str(path), "w") as new:
         stream = new.add_stream_from_template(old.streams.video[0])
@@ -87,9 +87,9 @@ def milliseconds(read: Callable[[], None]) -> float:
 def measure(path: Path, clips: int) -> dict[str, list[float]]:
     """Returns CPU milliseconds of each method for each clip."""
     with OpenVideo(path) as video:
-        spare = len(video) - FRAMES * STRIDE
+        starts = len(video) - FRAMES * STRIDE
     costs: dict[str, list[float]] = {name: [] for name in ("plain seek", "memory", "disk", "list")}
-    for start in np.random.default_rng(0).integers(0, spare, clips + 1).tolist():
+    for start in np.random.default_rng(0).integers(0, starts, clips + 1).tolist():
         frames = [start + STRIDE * i for i in range(FRAMES)]
         # in this order because the later ones first delete the list in memory, then that on disk
         costs["plain seek"].append(milliseconds(lambda frames=frames: plain_seek(path, frames)))
@@ -110,14 +110,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = str(Path(folder) / "cache")
         minute = Path(folder) / "minute.mp4"
-        write_video(minute, film(HEIGHT, WIDTH, 60 * RATE, 0), fps=RATE, config=EncodeConfig(short_side=None, fast_decode=False))
+        write_video(
+            minute, make_frames(HEIGHT, WIDTH, 60 * RATE, 0), fps=RATE, config=EncodeConfig(short_side=None, fast_decode=False)
+        )
         for seconds in options.seconds:
-            path = lengthened(minute, Path(folder) / f"{seconds}.mp4", seconds)
+            path = lengthen(minute, Path(folder) / f"{seconds}.mp4", seconds)
             for name, values in (costs := measure(path, options.clips)).items():
                 ratio = median(mine / plain for mine, plain in zip(values, costs["plain seek"], strict=True))
                 size = f"{path.stat().st_size / 2**20:.0f} MiB"
                 rows.append([f"{seconds} s ({size}): {name}", f"{median(values):.1f}", f"{ratio:.2f}"])
-    print(table(["video and way", "CPU ms a clip", "times a plain seek"], rows))
+    print(table(["video and method", "CPU ms a clip", "times a plain seek"], rows))
 
 
 if __name__ == "__main__":

@@ -37,24 +37,24 @@ def images(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     for name, (height, width) in image_files.SIZES.items():
         image_files.make_files(folder / name, options.files, height, width)
         found[name] = image_files.speeds(folder / name, options.rounds)
-        found[name]["resized_there"] = resized_there(image_files.CONFIG, folder / name, options)
+        found[name]["device_milliseconds"] = device_milliseconds(image_files.CONFIG, folder / name, options)
     return found
 
 
 def clips(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], dict[str, float]]:
     """Measures each kind of video, and the memory and open files that remain after reading many of them."""
     if options.videos is not None:
-        films = {"given": options.videos}
+        videos = {"given": options.videos}
     else:
-        kinds = list(video_decode.FILMS)[: 1 if options.small else None]
-        films = video_decode.render(folder, kinds, frames=90 if options.small else 300, files=3)  # ten seconds, as in Kinetics
-    found = {kind: video_decode.speeds(source, options.clips) for kind, source in films.items()}
-    for kind, source in films.items():
-        found[kind][video_decode.LATER]["resized_there"] = resized_there(video_decode.CONFIG, source, options)
-    return found, video_decode.growth(next(iter(films.values())), options.growth)
+        kinds = list(video_decode.VIDEOS)[: 1 if options.small else None]
+        videos = video_decode.render(folder, kinds, frames=90 if options.small else 300, files=3)  # ten seconds, as in Kinetics
+    found = {kind: video_decode.speeds(source, options.clips) for kind, source in videos.items()}
+    for kind, source in videos.items():
+        found[kind][video_decode.DEVICE]["device_milliseconds"] = device_milliseconds(video_decode.CONFIG, source, options)
+    return found, video_decode.growth(next(iter(videos.values())), options.growth)
 
 
-def resized_there(config: DataConfig, source: Path, options: argparse.Namespace) -> float:
+def device_milliseconds(config: DataConfig, source: Path, options: argparse.Namespace) -> float:
     """Returns the device's milliseconds per sample with data.resize device."""
     samples = open_data(replace(config, source=str(source), resize="device"), "train")
     return video_decode.device_milliseconds(samples, torch.device(options.device))
@@ -66,10 +66,10 @@ def measure(options: argparse.Namespace, device: torch.device) -> dict[str, Any]
     with tempfile.TemporaryDirectory() as name:
         if options.only != "clips":
             found["images"] = images(options, Path(name))
-            found["transfer of an image"] = video_decode.handing_over(image_files.CONFIG.size, device, samples=64)
+            found["transfer of an image"] = video_decode.transfer_milliseconds(image_files.CONFIG.size, device, samples=64)
         if options.only != "images":
             found["clips"], found["growth"] = clips(options, Path(name))
-            found["transfer of a clip"] = video_decode.handing_over(video_decode.CONFIG.size, device)
+            found["transfer of a clip"] = video_decode.transfer_milliseconds(video_decode.CONFIG.size, device)
     return found
 
 
@@ -88,11 +88,11 @@ def describe(found: dict[str, Any]) -> str:
     """Formats the tables."""
     lines = ["# From files to samples", "", *(f"- {name}: {value}" for name, value in found["machine"].items()), ""]
     if "images" in found:
-        lines += [table(image_files.HEAD, image_files.rows(found["images"])), "", left_over(found["images"]), ""]
+        lines += [table(image_files.HEAD, image_files.rows(found["images"])), "", format_device_costs(found["images"]), ""]
     if "clips" in found:
         grown = found["growth"]
         lines += [table(video_decode.HEAD, video_decode.rows(found["clips"])), ""]
-        lines += [left_over({kind: ways[video_decode.LATER] for kind, ways in found["clips"].items()}), ""]
+        lines += [format_device_costs({kind: ways[video_decode.DEVICE] for kind, ways in found["clips"].items()}), ""]
         lines += [f"After {grown['clips']:.0f} clips: {grown['memory_kib']:+.0f} KiB, {grown['files']:+.0f} open files.", ""]
     for name, cost in found.items():
         if name.startswith("transfer"):
@@ -103,25 +103,25 @@ def describe(found: dict[str, Any]) -> str:
     return "\n".join([*lines, "", *(__doc__ or "").split("\n\n")[2:]])
 
 
-def left_over(found: dict[str, dict[str, Any]]) -> str:
+def format_device_costs(found: dict[str, dict[str, Any]]) -> str:
     """Formats the cost of the work that data.resize device moves to the device."""
-    costs = ", ".join(f"{name} {one['resized_there']:.2f} ms" for name, one in found.items())
-    return f"What data.resize device leaves to the device, transfer included, a sample: {costs}."
+    costs = ", ".join(f"{name} {one['device_milliseconds']:.2f} ms" for name, one in found.items())
+    return f"With data.resize device, the transfer and the work on the device take, per sample: {costs}."
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["images", "clips"], help="one half; none: both")
-    parser.add_argument("--files", type=int, default=64, help="JPEGs of a size")
-    parser.add_argument("--rounds", type=int, default=9, help="times that each way reads them")
-    parser.add_argument("--clips", type=int, default=40, help="clips a backend and kind of film")
-    parser.add_argument("--videos", type=Path, help="a folder of videos; none renders films")
-    parser.add_argument("--small", action="store_true", help="one kind of short film")
+    parser.add_argument("--only", choices=["images", "clips"], help="default: both")
+    parser.add_argument("--files", type=int, default=64, help="JPEGs of each size")
+    parser.add_argument("--rounds", type=int, default=9, help="number of times that each implementation reads them")
+    parser.add_argument("--clips", type=int, default=40, help="clips per backend and kind of video")
+    parser.add_argument("--videos", type=Path, help="a folder of videos; default: rendered videos")
+    parser.add_argument("--small", action="store_true", help="one kind of short video")
     parser.add_argument("--growth", type=int, default=2000, help="clips over which growth is measured")
-    parser.add_argument("--device", default="cpu", help="where batches go")
+    parser.add_argument("--device", default="cpu", help="device of the batches")
     parser.add_argument("--save", action="store_true", help="write the table and all numbers")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where to")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of --save")
     return parser.parse_args(argv)
 
 

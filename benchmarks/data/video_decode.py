@@ -1,11 +1,11 @@
 """The video part of `benchmarks.data.pipeline`: clips per second of each backend on one core, for decoding and for cropping.
 
 The access pattern is VideoMAE's: open a file, read 16 frames of stride 4 from a random start, cut one multi-scale crop of 224
-pixels. Times are CPU seconds of all threads of the process; backends alternate. `decord (bare)` is decord as VideoMAE calls it,
-with our crop. The others do the work of a worker (`train_views`); `decord` also lists the packets and verified the files before.
-Four crops per decode means data.repeats 4. `av, device` is the work of a worker with data.resize device; it is compared with
-decord's decoding alone, which assumes that decord's worker does nothing else. Growth is that of memory and of open files over many
-clips.
+pixels. Times are CPU seconds of all threads of the process; backends alternate. `decord (VideoMAE)` is decord as VideoMAE calls
+it, with our crop. The others do the work of a worker (`train_views`); `decord` also lists the packets, and verified the files
+before. Four crops per decode means data.repeats 4. `av, device` is the work of a worker with data.resize device; it is compared
+with decord's decoding alone, which assumes that decord's worker does nothing else. Growth is that of memory and of open files over
+many clips.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ from mmm.data.transforms.crop import normalise
 
 CONFIG = ClipsConfig(workers=0, holdout=0.0)
 # name: height, width, group, fast_decode
-FILMS = {
+VIDEOS = {
     "340x256 g12": (256, 340, 12, False),
     "340x256 g12 fastdecode": (256, 340, 12, True),
     "340x256 g250": (256, 340, 250, False),
     "640x480 g12": (480, 640, 12, False),
     "1280x720 g12": (720, 1280, 12, False),
 }
-NOTHING = 0  # a key that means no crop
-LATER = "av, device"
-Way = Callable[[int, Tensor], None]
+NO_CROP = 0  # a key that means no crop
+DEVICE = "av, device"  # resizes on the device
+Reader = Callable[[int, Tensor], None]  # reads a video by its number, and cuts a crop for each key
 TIMES = ("times_decord", "times_decord_of_four", "times_one_crop")
 
 
-def film(height: int, width: int, frames: int, seed: int) -> Iterator[Pixels]:
+def make_frames(height: int, width: int, frames: int, seed: int) -> Iterator[Pixels]:
     """Yields frames of a slow movement over photographs, with simulated sensor noise."""
     from skimage import data
 
@@ -60,10 +60,10 @@ def film(height: int, width: int, frames: int, seed: int) -> Iterator[Pixels]:
     names = ("astronaut", "coffee", "chelsea", "rocket")
     views = [torch.from_numpy(getattr(data, name)()).permute(2, 0, 1)[None] for name in names]
     size = (height + 160, width + 160)
-    ground = torch.nn.functional.interpolate(views[seed % len(views)], size, mode="bilinear")[0].permute(1, 2, 0).numpy()
+    scene = torch.nn.functional.interpolate(views[seed % len(views)], size, mode="bilinear")[0].permute(1, 2, 0).numpy()
     for i in range(frames):
         top, left = int(80 + 78 * np.sin(i / 37 + seed)), int(80 + 78 * np.cos(i / 29))
-        view = ground[top : top + height, left : left + width].astype(np.int16)
+        view = scene[top : top + height, left : left + width].astype(np.int16)
         yield (view + generator.normal(0, 2, view.shape).astype(np.int16)).clip(0, 255).astype(np.uint8)
 
 
@@ -71,25 +71,25 @@ def render(folder: Path, kinds: Iterable[str], frames: int, files: int) -> dict[
     """Writes the videos, H.264 of quality 23, into one folder for each kind."""
     found: dict[str, Path] = {}
     for kind in kinds:
-        height, width, group, fast = FILMS[kind]
+        height, width, group, fast = VIDEOS[kind]
         config = EncodeConfig(short_side=None, group=group, fast_decode=fast)
         found[kind] = folder / kind
         found[kind].mkdir()
         for seed in range(files):
-            write_video(found[kind] / f"{seed}.mp4", film(height, width, frames, seed), fps=30, config=config)
+            write_video(found[kind] / f"{seed}.mp4", make_frames(height, width, frames, seed), fps=30, config=config)
     return found
 
 
-def ours(clips: Clips) -> Way:
+def ours(clips: Clips) -> Reader:
     """Returns a function that does a worker's work; without keys it only decodes."""
 
     def read(number: int, keys: Tensor) -> None:
-        if (len(keys) > 1 or keys[0] != NOTHING) and clips.defers_resize:
+        if (len(keys) > 1 or keys[0] != NO_CROP) and clips.defers_resize:
             cuts, failed = clips.deferred_train_views(torch.tensor([number]), keys)
             assert not failed, failed
             cuts.pack()
             return
-        if len(keys) > 1 or keys[0] != NOTHING:
+        if len(keys) > 1 or keys[0] != NO_CROP:
             _, failed = clips.train_views(torch.tensor([number]), keys)
             assert not failed, failed
             return
@@ -100,7 +100,7 @@ def ours(clips: Clips) -> Way:
     return read
 
 
-def bare_decord(clips: Clips) -> Way:
+def decord_as_videomae(clips: Clips) -> Reader:
     """Returns a function that reads clips as VideoMAE's loader does."""
     import decord
 
@@ -108,23 +108,23 @@ def bare_decord(clips: Clips) -> Way:
         reader = decord.VideoReader(str(clips.raw(number)), num_threads=1)
         (frames,) = random_frames(np.arange(len(reader)) / 30, keys[:1], CONFIG)
         clip = torch.from_numpy(reader.get_batch(frames).asnumpy())
-        if len(keys) > 1 or keys[0] != NOTHING:
+        if len(keys) > 1 or keys[0] != NO_CROP:
             crop(clip, keys)
 
     return read
 
 
-def ways(source: Path) -> dict[str, Way]:
-    """Opens a folder with each installed backend."""
+def open_readers(source: Path) -> dict[str, Reader]:
+    """Opens a folder with each installed backend, and returns the readers by name."""
 
-    def opened(backend: str, **choices: Any) -> Clips:
-        clips = open_data(replace(CONFIG, source=str(source), backend=backend, **choices), "train")
+    def opened(backend: str, **options: Any) -> Clips:
+        clips = open_data(replace(CONFIG, source=str(source), backend=backend, **options), "train")
         assert isinstance(clips, Clips)
         return clips
 
-    found = {"av": ours(opened("av")), LATER: ours(opened("av", resize="device"))}
+    found = {"av": ours(opened("av")), DEVICE: ours(opened("av", resize="device"))}
     if importlib.util.find_spec("decord") is not None:
-        found |= {"decord (bare)": bare_decord(opened("av")), "decord": ours(opened("decord"))}
+        found |= {"decord (VideoMAE)": decord_as_videomae(opened("av")), "decord": ours(opened("decord"))}
     if importlib.util.find_spec("torchcodec") is not None:
         found["torchcodec"] = ours(opened("torchcodec"))
     return found
@@ -138,28 +138,28 @@ def crop(clip: Tensor, keys: Tensor) -> None:
         resize_into(views, cut(clip, box))
 
 
-def one(way: Way, number: int, turn: int) -> dict[str, float]:
+def read_once(reader: Reader, number: int, turn: int) -> dict[str, float]:
     """Returns CPU milliseconds of one clip, including opening the file: decoding alone, with one crop, with four crops."""
     keys = sample_keys(0, turn, torch.tensor([[number]]), repeat=torch.arange(4)).flatten()
     costs = {}
-    for name, drawn in (("decode", torch.tensor([NOTHING])), ("one", keys[:1]), ("four", keys)):
+    for name, drawn in (("decode", torch.tensor([NO_CROP])), ("one", keys[:1]), ("four", keys)):
         start = time.process_time()
-        way(number, drawn)
+        reader(number, drawn)
         costs[name] = 1e3 * (time.process_time() - start)
     return costs
 
 
 def speeds(source: Path, clips: int) -> dict[str, dict[str, float]]:
     """Returns median milliseconds and clips per second of each backend, which read the same clips in alternation."""
-    readers = ways(source)
+    readers = open_readers(source)
     numbers = readable(source)
     rounds = {name: list[dict[str, float]]() for name in readers}
-    for way in readers.values():
+    for reader in readers.values():
         for number in numbers:
-            one(way, number, 0)  # warm-up: the first import, our verification for decord, the page cache
+            read_once(reader, number, 0)  # warm-up: the first import, our verification for decord, the page cache
     for turn in range(clips):
-        for name, way in readers.items():
-            rounds[name].append(one(way, numbers[turn % len(numbers)], turn + 1))
+        for name, reader in readers.items():
+            rounds[name].append(read_once(reader, numbers[turn % len(numbers)], turn + 1))
     found = {}
     for name, seen in rounds.items():
         cost = {part: median(row[part] for row in seen) for part in seen[0]}
@@ -170,11 +170,11 @@ def speeds(source: Path, clips: int) -> dict[str, dict[str, float]]:
             "times_one_crop": median(4 * row["one"] / row["four"] for row in seen),
         }
     for name, seen in rounds.items():
-        for base in (base for base in rounds if base == "decord (bare)"):
+        for base in (base for base in rounds if base == "decord (VideoMAE)"):
             pairs = list(zip(rounds[base], seen, strict=True))
-            alike = "decode" if name == LATER else "one"  # with resize on the device, workers only decode
-            found[name]["times_decord"] = median(theirs[alike] / mine["one"] for theirs, mine in pairs)
-            found[name]["times_decord_of_four"] = median(4 * theirs[alike] / mine["four"] for theirs, mine in pairs)
+            part = "decode" if name == DEVICE else "one"  # with resize on the device, workers only decode
+            found[name]["times_decord"] = median(theirs[part] / mine["one"] for theirs, mine in pairs)
+            found[name]["times_decord_of_four"] = median(4 * theirs[part] / mine["four"] for theirs, mine in pairs)
     return found
 
 
@@ -185,7 +185,7 @@ def readable(source: Path) -> list[int]:
     return [n for n in range(len(clips)) if not clips.train_views(torch.tensor([n]), sample_keys(0, 0, torch.tensor([n])))[1]]
 
 
-class Ready(Dataset[Any]):
+class ConstantBatches(Dataset[Any]):
     """A dataset whose batches are ready, so that reading them takes no time."""
 
     def __init__(self, batch: Tensor) -> None:
@@ -210,19 +210,19 @@ def device_milliseconds(samples: Images | Clips, device: torch.device, rounds: i
     return median(costs)
 
 
-def handing_over(size: tuple[int, ...], device: torch.device, samples: int = 8, batches: int = 12) -> dict[str, float]:
+def transfer_milliseconds(size: tuple[int, ...], device: torch.device, samples: int = 8, batches: int = 12) -> dict[str, float]:
     """Returns milliseconds per uint8 sample of this size: from a worker to this process (wall time), and from there to the device,
     including normalisation."""
     batch = torch.zeros(samples, *size, 3, dtype=torch.uint8).movedim(-1, 1)  # (B, C, ...)
-    moments, costs = [], []
-    for got in load(Ready(batch), lambda: iter(range(batches)), 1):
+    ends, costs = [], []
+    for received in load(ConstantBatches(batch), lambda: iter(range(batches)), 1):
         start = time.perf_counter()
-        normalise(got.to(device), CONFIG.mean, CONFIG.std)
+        normalise(received.to(device), CONFIG.mean, CONFIG.std)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        moments.append(time.perf_counter())
-        costs.append(moments[-1] - start)
-    gaps = np.diff(moments) - np.array(costs[1:])
+        ends.append(time.perf_counter())
+        costs.append(ends[-1] - start)
+    gaps = np.diff(ends) - np.array(costs[1:])
     return {"worker_to_process": 1e3 * float(np.median(gaps)) / samples, "device_and_normalise": 1e3 * median(costs) / samples}
 
 
@@ -234,8 +234,8 @@ def growth(source: Path, clips: int) -> dict[str, float]:
     for number in range(clips):
         samples.train_views(torch.tensor([number % len(samples)]), sample_keys(0, number, 0))
         if number == clips // 5:
-            before = _held()
-    after = _held()
+            before = _memory_and_files()
+    after = _memory_and_files()
     return {
         "clips": clips - clips // 5,
         "memory_kib": after[0] - before[0],
@@ -244,7 +244,7 @@ def growth(source: Path, clips: int) -> dict[str, float]:
     }
 
 
-def _held() -> tuple[float, int]:
+def _memory_and_files() -> tuple[float, int]:
     """Returns resident memory in KiB, and the number of open files."""
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
@@ -266,7 +266,7 @@ def rows(found: dict[str, dict[str, dict[str, float]]]) -> list[list[str]]:
 
 
 HEAD = [
-    "films and backend",
+    "videos and backend",
     "open, decode (ms)",
     "crop (ms)",
     "clips/s",

@@ -10,62 +10,62 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-Act = Callable[[], Any]
+Action = Callable[[], Any]
 
 
 @dataclass(frozen=True)
-class Place:
+class Workspace:
     """The folders of an input.
 
     Attributes:
         root: folder of the input.
-        bait: a folder outside with files that must not be opened: picture.png, text.txt, film.mp4.
-        canary: a file that only planted code would create.
+        canaries: a folder outside the root with files that must not be opened: image.png, text.txt, video.mp4.
+        marker: a file that only code in the input would create.
     """
 
     root: Path
-    bait: Path
-    canary: Path
+    canaries: Path
+    marker: Path
 
     @property
     def command(self) -> str:
-        """A shell command that creates the canary."""
-        return f"touch {self.canary}"
+        """A shell command that creates the marker."""
+        return f"touch {self.marker}"
 
     @property
     def code(self) -> str:
-        """Python code that creates the canary."""
-        return f"open({str(self.canary)!r}, 'w').close()"
+        """Python code that creates the marker."""
+        return f"open({str(self.marker)!r}, 'w').close()"
 
-    def put(self, name: str, content: str | bytes) -> Path:
+    def write(self, name: str, content: str | bytes) -> Path:
         """Writes a file below the root."""
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content.encode() if isinstance(content, str) else content)
         return path
 
-    def picture(self, name: str) -> Path:
+    def write_image(self, name: str) -> Path:
         """Writes a valid image below the root, so that the root is a valid source."""
-        path = self.put(name, b"")
+        path = self.write(name, b"")
         Image.fromarray(np.arange(16 * 16, dtype=np.uint8).reshape(16, 16)).save(path, format="PNG")
         return path
 
 
-CASES: dict[str, Callable[[Place], Act]] = {}
+CASES: dict[str, Callable[[Workspace], Action]] = {}
 
 
-def hostile(plant: Callable[[Place], Act]) -> Callable[[Place], Act]:
-    """Registers an input under its function's name."""
-    CASES[plant.__name__] = plant
-    return plant
+def hostile(function: Callable[[Workspace], Action]) -> Callable[[Workspace], Action]:
+    """Registers an input under its function's name. The function writes the files, and returns the call that a user would make."""
+    CASES[function.__name__] = function
+    return function
 
 
-def reduction(module: str, name: str, *words: str) -> bytes:
+def pickle_calling(module: str, name: str, *words: str) -> bytes:
     """Returns a pickle that calls a function with text arguments."""
-    called = b"c" + module.encode() + b"\n" + name.encode() + b"\n("
-    return called + b"".join(b"V" + word.encode("raw_unicode_escape") + b"\n" for word in words) + b"tR."
+    function = b"c" + module.encode() + b"\n" + name.encode() + b"\n("
+    return function + b"".join(b"V" + word.encode("raw_unicode_escape") + b"\n" for word in words) + b"tR."
 
 
-def system(place: Place) -> bytes:
+def shell_pickle(workspace: Workspace) -> bytes:
     """Returns the simplest hostile pickle, which runs a shell command."""
-    return reduction("posix", "system", place.command)
+    return pickle_calling("posix", "system", workspace.command)

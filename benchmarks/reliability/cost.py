@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 import mmm.train.loop as loop
-from benchmarks.reliability.harness import side_by_side, start
-from benchmarks.reliability.runs import config_of, make_data
+from benchmarks.reliability.harness import run_jobs, start
+from benchmarks.reliability.runs import make_config, make_data
 from mmm.data.loading.loader import Order, train_batches
 from mmm.encoders import VisionTransformer
 from mmm.train import session
@@ -30,128 +30,134 @@ from mmm.train.state import Training
 from tasks import pretrain
 
 COUNT, QUICK = 240, 60  # timed updates
-GUARD, SAVING, FIRST = 0.01, 0.05, 1.1
+MAX_CHECK = 0.01  # share of a step that the check for non-finite numbers may take
+MAX_SAVING = 0.05  # share of the time that saving may take
+MAX_LATE_START = 1.1  # time to the first batch in the middle of an epoch, relative to that of a new run
 LARGE = 1_281_167  # samples in ImageNet-1k
-STARTS = 9
-TURNS = 3  # repetitions of whole runs
+STARTS = 9  # timed starts of each kind
+REPEATS = 3  # of runs whose rate is measured
 
 
-def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
+def run(work: Path, count: int, rng: random.Random) -> dict[str, Any]:
     """Measures each cost in a separate process, one after another."""
     make_data(work)
-    jobs = {"training": lambda: _training(work, count), "first batch": _first_batch, "strict": lambda: _strict(work, count)}
-    found = side_by_side(work, jobs, lanes=1)
-    wrong = [line for one in found.values() for line in one.pop("wrong", [])]
-    return {name: figure for one in found.values() for name, figure in one.items()} | {"wrong": wrong}
+    jobs = {"training": lambda: _measure_training(work, count), "first batch": _measure_first_batch}
+    jobs["strict"] = lambda: _measure_strict(work, count)
+    results, failures = run_jobs(work, jobs, parallel=1)
+    return {name: figure for result in results.values() for name, figure in result.items()} | {"failures": failures}
 
 
-def _larger(work: Path, count: int, **train: Any) -> pretrain.Config:
+def _larger_config(work: Path, count: int, **train: Any) -> pretrain.Config:
     """Returns the config of a model whose step takes as long as a real one."""
     encoder = VisionTransformer.Config(width=192, depth=12, heads=3)
-    config = config_of(work, steps=count, batch_size=16, ema=None, **train)
+    config = make_config(work, steps=count, batch_size=16, ema=None, **train)
     return replace(config, encoder=encoder, data=replace(config.data, image_size=64))
 
 
-def _strict(work: Path, count: int) -> dict[str, Any]:
+def _measure_strict(work: Path, count: int) -> dict[str, Any]:
     """Measures the rates of whole runs with four micro-batches of 4 per update, in alternation."""
     figures: dict[str, Any] = {}
     for processes in (1, 2):
         rates: dict[bool, list[float]] = {False: [], True: []}
-        for turn in range(TURNS):
-            for strict, seen in rates.items():
-                config = _larger(work, max(12, count // 8), micro_batch_size=4, save_every=10_000, log_every=1, strict=strict)
-                folder = work / f"strict_{processes}_{strict}_{turn}"
+        for number in range(REPEATS):
+            for strict, measured in rates.items():
+                config = _larger_config(
+                    work, max(12, count // 8), micro_batch_size=4, save_every=10_000, log_every=1, strict=strict
+                )
+                folder = work / f"strict_{processes}_{strict}_{number}"
                 started = start(config, folder, processes)
                 if any(codes := started.wait(3000)):
-                    return {"wrong": [f"ended with {codes}: {started.said()}"]}
+                    return {"failures": [f"ended with {codes}: {started.output()}"]}
                 lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-                seen.append(median(line["clock"]["samples_per_second"] for line in lines[2:]))
-        added = median(plain / strict - 1 for plain, strict in zip(rates[False], rates[True], strict=True))
+                measured.append(median(line["clock"]["samples_per_second"] for line in lines[2:]))
+        added = median(default / strict - 1 for default, strict in zip(rates[False], rates[True], strict=True))
         figures[f"strict, added to an update on {processes} process{'es' * (processes > 1)}"] = round(added, 4)
     return figures
 
 
-def _training(work: Path, count: int) -> dict[str, Any]:
+def _measure_training(work: Path, count: int) -> dict[str, Any]:
     """Measures a training that applies the check in every second step."""
-    config = _larger(work, count, save_every=max(1, count // 4), micro_batch_size=16)
-    told = work / "times.json"
-    started = start(config, work / "timed", 1, lambda rank: _time(told))
+    config = _larger_config(work, count, save_every=max(1, count // 4), micro_batch_size=16)
+    path = work / "times.json"
+    started = start(config, work / "timed", 1, lambda rank: _record_times(path))
     if any(codes := started.wait(3000)):
-        return {"wrong": [f"ended with {codes}: {started.said()}"]}
-    times = json.loads(told.read_text())
-    with_guard, without = median(times["guarded"]), median(times["bare"])
-    guard = median(x / y - 1 for x, y in zip(times["guarded"], times["bare"], strict=False))
-    every = TrainConfig.__dataclass_fields__["save_every"].default
-    saving = median(times["saves"]) / (every * with_guard)
+        return {"failures": [f"ended with {codes}: {started.output()}"]}
+    times = json.loads(path.read_text())
+    checked, unchecked = median(times["checked"]), median(times["unchecked"])
+    check = median(x / y - 1 for x, y in zip(times["checked"], times["unchecked"], strict=False))
+    save_every = TrainConfig.__dataclass_fields__["save_every"].default
+    saving = median(times["saves"]) / (save_every * checked)
     figures = {
-        "seconds of a step": round(with_guard, 4),
-        "guard, share of a step": round(guard, 4),
-        "guard, from the medians": round(with_guard / without - 1, 4),
+        "seconds of a step": round(checked, 4),
+        "check for non-finite numbers, share of a step": round(check, 4),
+        "the same from the medians": round(checked / unchecked - 1, 4),
         "seconds that a step waits for its save": round(median(times["saves"]), 4),
-        f"saving every {every} steps, share of the time": round(saving, 5),
+        f"saving every {save_every} steps, share of the time": round(saving, 5),
         "hashes and flushes, share of a write": round(_share_of_hashes(work / "timed"), 3),
     }
-    wrong = [f"the guard costs {guard:.2%} of a step"] * (guard > GUARD) + [f"saving costs {saving:.2%}"] * (saving > SAVING)
-    return {**figures, "wrong": wrong}
+    failures = [f"the check for non-finite numbers takes {check:.2%} of a step"] * (check > MAX_CHECK)
+    failures += [f"saving takes {saving:.2%} of the time"] * (saving > MAX_SAVING)
+    return {**figures, "failures": failures}
 
 
-def _time(told: Path) -> None:
-    """Measures, during a training, the time of steps with and without the check, in alternation, and the time that steps wait for
+def _record_times(path: Path) -> None:
+    """Records, during a training, the time of steps with and without the check, in alternation, and the time that steps wait for
     saves."""
-    times: dict[str, list[float]] = {"guarded": [], "bare": [], "saves": []}
-    made, save = session.fit, Training.save
-    guard = (loop.nan_if_nonfinite, loop.gradient_norm, loop.step_if_finite)
-    none = (lambda loss: loss, lambda *_: torch.tensor(0.0), lambda norm, optimizer, scaler: optimizer.step())
+    times: dict[str, list[float]] = {"checked": [], "unchecked": [], "saves": []}
+    fit, save = session.fit, Training.save
+    functions = {
+        "checked": (loop.nan_if_nonfinite, loop.gradient_norm, loop.step_if_finite),
+        "unchecked": (lambda loss: loss, lambda *_: torch.tensor(0.0), lambda norm, optimizer, scaler: optimizer.step()),
+    }
 
-    def timed_save(self: Training, *given: Any, **named: Any) -> Any:
+    def timed_save(self: Training, *args: Any, **options: Any) -> Any:
         began = time.perf_counter()
         try:
-            return save(self, *given, **named)
+            return save(self, *args, **options)
         finally:
             times["saves"].append(time.perf_counter() - began)
 
-    def timed_fit(training: Any, *given: Any, **named: Any) -> Any:
-        updates = made(training, *given, **named)
+    def timed_fit(training: Any, *args: Any, **options: Any) -> Any:
+        updates = fit(training, *args, **options)
         while True:
-            kind = ("guarded", "bare")[training.step % 2]
-            chosen = guard if kind == "guarded" else none
-            loop.nan_if_nonfinite, loop.gradient_norm, loop.step_if_finite = chosen  # type: ignore[assignment]
+            kind = ("checked", "unchecked")[training.step % 2]
+            loop.nan_if_nonfinite, loop.gradient_norm, loop.step_if_finite = functions[kind]  # type: ignore[assignment]
             began = time.perf_counter()
             update = next(updates, None)
             if update is None:
                 break
             times[kind].append(time.perf_counter() - began)
             yield update
-        told.write_text(json.dumps(times))
+        path.write_text(json.dumps(times))
 
     session.fit, Training.save = timed_fit, timed_save  # type: ignore[method-assign]
 
 
 def _share_of_hashes(folder: Path) -> float:
-    """Returns the share of hashing and flushing in the time to write the files of a checkpoint again."""
-    spent = {"write": 0.0, "hash": 0.0, "flush": 0.0}
+    """Writes the files of a checkpoint again, and returns the share of hashing and flushing in the time."""
+    seconds = {"write": 0.0, "hash": 0.0, "flush": 0.0}
     for file in (sorted((folder / "checkpoints").glob("step_*"))[-1]).iterdir():
         content = file.read_bytes()
-        with (folder / "again").open("wb") as again:
-            with _clock(spent, "write"):
-                again.write(content)
-                again.flush()
-            with _clock(spent, "flush"):
-                os.fsync(again.fileno())
-        with _clock(spent, "hash"):
+        with (folder / "copy").open("wb") as copy:
+            with _add_time(seconds, "write"):
+                copy.write(content)
+                copy.flush()
+            with _add_time(seconds, "flush"):
+                os.fsync(copy.fileno())
+        with _add_time(seconds, "hash"):
             hashlib.sha256(content).hexdigest()
-    return (spent["hash"] + spent["flush"]) / sum(spent.values())
+    return (seconds["hash"] + seconds["flush"]) / sum(seconds.values())
 
 
 @contextmanager
-def _clock(spent: dict[str, float], name: str) -> Any:
+def _add_time(seconds: dict[str, float], name: str) -> Any:
     began = time.perf_counter()
     yield
-    spent[name] += time.perf_counter() - began
+    seconds[name] += time.perf_counter() - began
 
 
 @dataclass(frozen=True)
-class _Many:
+class _LargeDataset:
     """A dataset with as many samples as a large one, but without the cost of reading."""
 
     workers: int = 0
@@ -178,15 +184,16 @@ class _Many:
         return torch.zeros(len(index), 1, 4, 4, dtype=torch.uint8), {}
 
 
-def _first_batch() -> dict[str, Any]:
+def _measure_first_batch() -> dict[str, Any]:
     """Measures the time to the first batch of a new run and of a start at 95 % of the first epoch, in alternation."""
     steps = LARGE // 256
     seconds: dict[int, list[float]] = {0: [], int(0.95 * steps): []}
     for _ in range(STARTS):
-        for first, spent in seconds.items():
+        for first, measured in seconds.items():
             began = time.perf_counter()
-            next(train_batches(_Many(), _Many(), seed=0, batch_size=256, steps=steps, start_step=first))
-            spent.append(time.perf_counter() - began)
-    fresh, late = (min(spent) for spent in seconds.values())
-    figures = {"seconds to the first batch, fresh": round(fresh, 4), "at 95 % of an epoch of 1.28 M": round(late, 4)}
-    return {**figures, "wrong": [f"a late start takes {late / fresh:.2f} times a fresh one"] * (late > FIRST * fresh)}
+            next(train_batches(_LargeDataset(), _LargeDataset(), seed=0, batch_size=256, steps=steps, start_step=first))
+            measured.append(time.perf_counter() - began)
+    new, late = (min(measured) for measured in seconds.values())
+    figures = {"seconds to the first batch of a new run": round(new, 4), "at 95 % of an epoch of 1.28 M": round(late, 4)}
+    failures = [f"a start late in an epoch takes {late / new:.2f} times as long as a new run"] * (late > MAX_LATE_START * new)
+    return {**figures, "failures": failures}

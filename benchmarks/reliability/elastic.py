@@ -9,81 +9,75 @@ from __future__ import annotations
 import random
 import shutil
 import signal
-from dataclasses import fields, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reliability.harness import side_by_side, start
-from benchmarks.reliability.moments import lines, trains
-from benchmarks.reliability.runs import Variant, config_of, make_data, result
-from benchmarks.reliability.spies import spy, told
-from mmm.train.config import TrainConfig
+from benchmarks.reliability.harness import run_jobs, start
+from benchmarks.reliability.progress import logged_lines, wait_for_update
+from benchmarks.reliability.recorders import read_samples, record_samples
+from benchmarks.reliability.runs import Variant, make_config, make_data, read_result, run_undisturbed
 
 COUNT, QUICK = 9, 2  # pairs of numbers of processes
 STEPS = 200
-CLOSE = 1e-3  # maximum relative difference of losses
-STRICT = "strict" in {field.name for field in fields(TrainConfig)}
+MAX_DRIFT = 1e-3  # relative difference of losses
+STRICT = {"default": False, "strict": True}  # train.strict by mode
 
 
-def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
+def run(work: Path, count: int, rng: random.Random) -> dict[str, Any]:
     """Tests `count` of the nine pairs in each mode."""
     make_data(work)
-    pairs = draw.sample(list(product((1, 2, 4), repeat=2)), min(count, 9))
-    modes = ("default", "strict") if STRICT else ("default",)
-    whole = side_by_side(work, {f"{mode}_whole": partial(_undisturbed, work, mode) for mode in modes})
-    jobs = {f"{mode}_{a}_{b}": partial(_legs, work, mode, a, b, draw.getrandbits(32)) for mode in modes for a, b in pairs}
-    found = side_by_side(work, jobs, lanes=1)  # one at a time, because four processes are enough for two cores
-    wrong = [line for one in (*whole.values(), *found.values()) for line in one.pop("wrong")]
-    wrong += [] if STRICT else ["there is no train.strict"]
-    return {"pairs": len(pairs), "steps": STEPS, "runs": found, "wrong": wrong}
+    pairs = rng.sample(list(product((1, 2, 4), repeat=2)), min(count, 9))
+    _, failures = run_jobs(work, {f"{mode}_undisturbed": partial(_run_undisturbed, work, mode) for mode in STRICT})
+    jobs = {
+        f"{mode}_{a}_{b}": partial(_change_processes, work, mode, a, b, rng.getrandbits(32)) for mode in STRICT for a, b in pairs
+    }
+    results, more = run_jobs(work, jobs, parallel=1)  # because four processes are enough for two cores
+    return {"pairs": len(pairs), "steps": STEPS, "runs": results, "failures": failures + more}
 
 
 def _variant(work: Path, mode: str, processes: int) -> Variant:
-    config = config_of(work, steps=STEPS, save_every=50, log_every=1)
-    train = replace(config.train, **({"strict": True} if mode == "strict" else {}))
-    return Variant(mode, replace(config, train=train), processes)
+    config = make_config(work, steps=STEPS, save_every=50, log_every=1, strict=STRICT[mode])
+    return Variant(mode, config, processes)
 
 
-def _undisturbed(work: Path, mode: str) -> dict[str, Any]:
-    """Runs the undisturbed training on one process and returns its errors."""
-    variant, folder = _variant(work, mode, 1), work / f"{mode}_one"
-    started = start(variant.config, folder, 1, spy(work / f"{mode}_one_notes"))
-    codes = started.wait()
-    return {"wrong": [f"{mode}, undisturbed: {codes}: {started.said()}"] * any(codes)}
+def _run_undisturbed(work: Path, mode: str) -> dict[str, Any]:
+    """Runs the undisturbed training on one process, and records its samples."""
+    run_undisturbed(_variant(work, mode, 1), work / f"{mode}_one", record_samples(work / f"{mode}_one_records"))
+    return {}
 
 
-def _legs(work: Path, mode: str, a: int, b: int, seed: int) -> dict[str, Any]:
-    """Runs the training in three legs, of which a signal ends the first two at a random step."""
-    draw, folder, wrong = random.Random(seed), work / f"{mode}_{a}_{b}_run", list[str]()
-    notes = work / f"{mode}_{a}_{b}_notes"
-    for leg, processes in enumerate((a, b, a)):
-        started = start(_variant(work, mode, processes).config, folder, processes, spy(notes / str(leg)))
-        if leg < 2 and trains(started, folder):
-            goal = lines(folder) + draw.randint(5, STEPS // 4)
-            started.until(lambda goal=goal: lines(folder) >= goal)
-            started.kill(draw.choice(started.pids), number=signal.SIGTERM)
+def _change_processes(work: Path, mode: str, a: int, b: int, seed: int) -> dict[str, Any]:
+    """Runs the training in three parts; a signal ends the first and the second at a random step."""
+    rng, name, failures = random.Random(seed), f"{mode}_{a}_{b}", list[str]()
+    folder, records = work / f"{name}_run", work / f"{name}_records"
+    for part, processes in enumerate((a, b, a)):
+        started = start(_variant(work, mode, processes).config, folder, processes, record_samples(records / str(part)))
+        if part < 2 and wait_for_update(started, folder):
+            lines = logged_lines(folder) + rng.randint(5, STEPS // 4)
+            started.wait_until(lambda lines=lines: logged_lines(folder) >= lines)
+            started.kill(rng.choice(started.pids), number=signal.SIGTERM)
         codes = started.wait()
-        wrong += [f"{mode} {a}, {b}, leg {leg}: {codes}: {started.said()}"] * (codes not in ([0] * processes, [143] * processes))
-    apart, drift = _compare(work, mode, notes, folder)
+        failures += [f"{name}, part {part}: {codes}: {started.output()}"] * (codes not in ([0] * processes, [143] * processes))
+    differences, drift = _compare(work, mode, records, folder)
     shutil.rmtree(folder, ignore_errors=True)
-    return {"relative drift of losses": drift, "wrong": wrong + [f"{mode} {a}, {b}: {line}" for line in apart]}
+    return {"relative drift of losses": drift, "failures": failures + [f"{name}: {line}" for line in differences]}
 
 
-def _compare(work: Path, mode: str, notes: Path, folder: Path) -> tuple[list[str], float | None]:
+def _compare(work: Path, mode: str, records: Path, folder: Path) -> tuple[list[str], float | None]:
     """Returns the differences from the undisturbed run, and the relative difference of the losses."""
-    expected, found = told(work / f"{mode}_one_notes"), dict[int, Any]()
-    for leg in sorted(notes.iterdir()):
-        found |= told(leg)  # a step that a signal interrupted is replaced by its later repetition
-    apart = [f"step {step}: other samples, masks or pixels" for step in expected if found.get(step) != expected[step]][:3]
-    whole, moved = (result(place, STEPS) for place in (work / f"{mode}_one", folder))
-    losses = [[line["loss"] for line in one["metrics"] if "loss" in line] for one in (whole, moved)]
+    expected, read = read_samples(work / f"{mode}_one_records"), dict[int, Any]()
+    for part in sorted(records.iterdir()):
+        read |= read_samples(part)  # a step that a signal interrupted is replaced by its later repetition
+    differences = [f"step {step}: other samples, masks or pixels" for step in expected if read.get(step) != expected[step]][:3]
+    undisturbed, changed = (read_result(path, STEPS) for path in (work / f"{mode}_one", folder))
+    losses = [[line["loss"] for line in result["metrics"] if "loss" in line] for result in (undisturbed, changed)]
     if len(losses[0]) != len(losses[1]):
-        return [*apart, f"{len(losses[1])} losses instead of {len(losses[0])}"], None
+        return [*differences, f"{len(losses[1])} losses instead of {len(losses[0])}"], None
     drift = max(abs(x - y) / abs(x) for x, y in zip(*losses, strict=True))
-    if drift > CLOSE:
-        apart.append(f"losses drift by {drift:.1e}")
-    if mode == "strict":
-        apart += [f"{name} differs" for name in whole if whole[name] != moved.get(name)]
-    return apart, drift
+    if drift > MAX_DRIFT:
+        differences.append(f"losses drift by {drift:.1e}")
+    if STRICT[mode]:
+        differences += [f"{name} differs" for name in undisturbed if undisturbed[name] != changed.get(name)]
+    return differences, drift

@@ -1,7 +1,7 @@
-"""The fork server: starts trainings in separate processes that need no imports, and waits for events in them.
+"""Starts trainings in forked processes, and waits for events in them.
 
-The process that starts them imports all modules once and never computes, because a fork of a process with running threads may hang.
-Every training is the real command in a forked process, with real files, signals and exit codes.
+The parent process imports all modules once, so that its children start quickly. It never computes, because a fork of a process with
+running threads may hang. Every training is the real command in a forked process, with real files, signals and exit codes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,10 +27,10 @@ import torch
 from mmm.config.cli import main
 from tasks import pretrain
 
-Sabotage = Callable[[int], None]  # changes a process before it trains; its argument is the rank
-LIMIT = 1200.0  # seconds for one training; large because the machine may be shared
-LANES = 2  # number of jobs that run at the same time
-LAZY = (
+Patch = Callable[[int], None]  # changes functions in a process before it trains; its argument is the rank
+TIMEOUT = 1200.0  # seconds for one training; large because the machine may be shared
+PARALLEL_JOBS = 2  # number of jobs that run at the same time
+MODULES = (
     "accelerate",
     "av",
     "datasets",
@@ -39,19 +39,25 @@ LAZY = (
     "mmm.data.decode.video.pyav",
     "timm.optim",
 )
-PARENT_GONE = 1  # prctl's PR_SET_PDEATHSIG: the end of the harness ends its trainings
+PR_SET_PDEATHSIG = 1  # option of prctl: the kernel kills a child when its parent ends
 
 
-def warm() -> None:
-    """Imports all modules that a training imports later."""
+def import_modules() -> None:
+    """Imports the modules that a training imports only when it needs them."""
     torch.set_num_threads(1)
-    for name in LAZY:
+    for name in MODULES:
         importlib.import_module(name)
 
 
 @dataclass
-class Started:
-    """A training in separate processes: the process ids, rank 0 first. Its output is in `log`."""
+class ProcessGroup:
+    """The processes of a training.
+
+    Attributes:
+        pids: process ids, rank 0 first.
+        log: file with the output of all processes.
+        codes: exit codes of the processes that have ended, by process id.
+    """
 
     pids: list[int]
     log: Path
@@ -61,11 +67,11 @@ class Started:
         """Returns whether all processes have ended."""
         for pid in self.pids:
             with suppress(ChildProcessError):
-                if pid not in self.codes and (found := os.waitpid(pid, os.WNOHANG))[0]:
-                    self.codes[pid] = os.waitstatus_to_exitcode(found[1])
+                if pid not in self.codes and (ended := os.waitpid(pid, os.WNOHANG))[0]:
+                    self.codes[pid] = os.waitstatus_to_exitcode(ended[1])
         return len(self.codes) == len(self.pids)
 
-    def wait(self, seconds: float = LIMIT) -> list[int]:
+    def wait(self, seconds: float = TIMEOUT) -> list[int]:
         """Returns the exit codes; a negative code is a signal. Processes still alive after `seconds` are killed, and return -9."""
         end = time.monotonic() + seconds
         while not self.poll():
@@ -74,12 +80,12 @@ class Started:
             time.sleep(0.005)
         return [self.codes[pid] for pid in self.pids]
 
-    def until(self, there: Callable[[], Any], pause: float = 0.002) -> bool:
-        """Waits for an event in the training, and returns whether it happened before the training ended."""
-        while not there():
+    def wait_until(self, condition: Callable[[], Any], interval: float = 0.002) -> bool:
+        """Waits for a condition, and returns whether it became true before the processes ended."""
+        while not condition():
             if self.poll():
-                return bool(there())
-            time.sleep(pause)
+                return bool(condition())
+            time.sleep(interval)
         return True
 
     def kill(self, *pids: int, number: int = signal.SIGKILL) -> None:
@@ -89,15 +95,15 @@ class Started:
                 with suppress(ProcessLookupError):
                     os.kill(pid, number)
 
-    def said(self, characters: int = 600) -> str:
+    def output(self, characters: int = 600) -> str:
         """Returns the end of the output."""
         return self.log.read_text(errors="replace")[-characters:] if self.log.exists() else ""
 
 
 def start(
-    config: pretrain.Config, folder: Path, processes: int = 1, sabotage: Sabotage | None = None, flags: Sequence[str] = ()
-) -> Started:
-    """Starts or continues a training with the same command."""
+    config: pretrain.Config, folder: Path, processes: int = 1, patch: Patch | None = None, flags: Sequence[str] = ()
+) -> ProcessGroup:
+    """Starts a training, or continues it with the same command."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -109,30 +115,31 @@ def start(
             group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
             group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             os.environ |= {name: str(value) for name, value in group.items()} if processes > 1 else {}
-            before = None if sabotage is None else partial(sabotage, rank)
-            _child(lambda: main(pretrain.run, presets=config, doc="", argv=argv), log, before)
+            before = None if patch is None else partial(patch, rank)
+            _run_child(lambda: main(pretrain.run, presets=config, doc="", argv=argv), log, before)
         pids.append(pid)
-    return Started(pids, log)
+    return ProcessGroup(pids, log)
 
 
-def call(act: Callable[[], Any], log: Path) -> Started:
-    """Runs any other function in a forked process."""
+def start_function(function: Callable[[], Any], log: Path) -> ProcessGroup:
+    """Starts a function in a forked process."""
     pid = os.fork()
     if pid == 0:
-        _child(act, log)
-    return Started([pid], log)
+        _run_child(function, log)
+    return ProcessGroup([pid], log)
 
 
-def _child(act: Callable[[], Any], log: Path, before: Callable[[], Any] | None = None) -> NoReturn:
+def _run_child(function: Callable[[], Any], log: Path, before: Callable[[], Any] | None = None) -> NoReturn:
+    """Runs a function in this process, with its output in `log`, and exits."""
     code = 1
     try:
-        ctypes.CDLL(None).prctl(PARENT_GONE, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, 1)
         os.dup2(file, 2)
         if before is not None:
             before()
-        act()
+        function()
         code = 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(bool(error.code))
@@ -144,24 +151,26 @@ def _child(act: Callable[[], Any], log: Path, before: Callable[[], Any] | None =
         os._exit(code)
 
 
-def side_by_side(work: Path, jobs: dict[str, Callable[[], dict[str, Any]]], lanes: int = LANES) -> dict[str, dict[str, Any]]:
-    """Runs each job in a forked process, `lanes` at a time, and returns their results. A failed job returns its message as
-    `wrong`."""
-    waiting, running, found = dict(jobs), dict[str, Started](), dict[str, dict[str, Any]]()
+def run_jobs(
+    work: Path, jobs: Mapping[str, Callable[[], dict[str, Any]]], parallel: int = PARALLEL_JOBS
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Runs each job in a forked process, `parallel` at a time. Returns the results by name, and the `failures` of all jobs.
+
+    The result of a job that raises an exception is empty, and its output is a failure.
+    """
+    waiting, running, results = dict(jobs), dict[str, ProcessGroup](), dict[str, dict[str, Any]]()
     while waiting or running:
-        while waiting and len(running) < lanes:
+        while waiting and len(running) < parallel:
             name = next(iter(waiting))
-            running[name] = call(_told(waiting.pop(name), work / f"{name}.found"), work / f"{name}.job")
-        for name in [name for name, lane in running.items() if lane.poll()]:
-            lane, path = running.pop(name), work / f"{name}.found"
-            found[name] = json.loads(path.read_text()) if path.exists() else {"wrong": [f"{name}: {lane.said()}"]}
+            running[name] = start_function(partial(_write_result, waiting.pop(name), work / f"{name}.result"), work / f"{name}.job")
+        for name in [name for name, job in running.items() if job.poll()]:
+            job, path = running.pop(name), work / f"{name}.result"
+            results[name] = json.loads(path.read_text()) if path.exists() else {"failures": [f"{name}: {job.output()}"]}
         time.sleep(0.02)
-    return {name: found[name] for name in jobs}
+    failures = [line for name in jobs for line in results[name].pop("failures", [])]
+    return {name: results[name] for name in jobs}, failures
 
 
-def _told(job: Callable[[], dict[str, Any]], path: Path) -> Callable[[], None]:
-    def act() -> None:
-        found = json.dumps(job())
-        path.write_text(found)
-
-    return act
+def _write_result(job: Callable[[], dict[str, Any]], path: Path) -> None:
+    result = json.dumps(job())
+    path.write_text(result)

@@ -1,7 +1,7 @@
 """R17: tests hostile inputs with the calls that a user makes: no code in them runs, and no file outside their folder is opened.
 
-Each is rejected in one line, or read as plain data. Planted code never creates its canary. Python's audit hook records no started
-program, no connection, no class named by a pickle and no outside file; the kernel reports no access to the bait.
+Each is refused with one line, or read as plain data. Code in an input never creates its marker file. Python's audit hook records no
+started program, no connection, no class named by a pickle and no outside file; the kernel reports no access to the canary files.
 """
 
 from __future__ import annotations
@@ -11,78 +11,79 @@ import io
 import logging
 import random
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from benchmarks.reliability import corpus_configs, corpus_data, corpus_weights
-from benchmarks.reliability.corpus import CASES, Place
-from benchmarks.reliability.harness import call
-from benchmarks.reliability.runs import picture
-from benchmarks.reliability.watch import Audit, Bait
+from benchmarks.reliability.audit import Audit, CanaryWatch
+from benchmarks.reliability.corpus import CASES, Action, Workspace
+from benchmarks.reliability.harness import start_function
+from benchmarks.reliability.runs import make_image
 from mmm.data.errors import Unreadable
 from mmm.data.sources.builtin_videos import write_motion_video
 from mmm.system.files import user_cache
 
 COUNT, QUICK = 1, 1  # trials of each input
-FEWEST = 30
-LIMIT = 120.0  # seconds per input
-CORPORA = (corpus_configs, corpus_data, corpus_weights)  # imported because they fill CASES
+MIN_INPUTS = 30
+TIMEOUT = 120.0  # seconds per input
+CORPORA = (corpus_configs, corpus_data, corpus_weights)  # importing them fills CASES
 
 
-def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
+def run(work: Path, count: int, rng: random.Random) -> dict[str, Any]:
     """Tests all inputs, each in a separate process."""
-    made = call(lambda: make_bait(work / "bait"), work / "bait.log")
-    if any(made.wait()):
-        raise RuntimeError(f"no bait: {made.said()}")
-    told, wrong = dict[str, str](), list[str]()
+    writing = start_function(lambda: write_canaries(work / "canaries"), work / "canaries.log")
+    if any(writing.wait()):
+        raise RuntimeError(f"the canary files could not be written: {writing.output()}")
+    outcomes, failures = dict[str, str](), list[str]()
     for name in CASES:
-        outcome = work / f"{name}.outcome"
-        codes = call(lambda name=name, outcome=outcome: _judge_into(outcome, name, work), work / f"{name}.log").wait(LIMIT)  # type: ignore[misc]
-        told[name], *amiss = outcome.read_text().split("\n\n") if outcome.exists() else ("", f"{name} ended with {codes}")
-        wrong += amiss
-    return {"inputs": len(CASES), "outcomes": told, "wrong": wrong + ["too few inputs"] * (len(CASES) < FEWEST)}
+        path = work / f"{name}.outcome"
+        codes = start_function(partial(_write_outcome, path, name, work), work / f"{name}.log").wait(TIMEOUT)
+        outcomes[name], *errors = path.read_text().split("\n\n") if path.exists() else ("", f"{name} ended with {codes}")
+        failures += errors
+    return {"inputs": len(CASES), "outcomes": outcomes, "failures": failures + ["too few inputs"] * (len(CASES) < MIN_INPUTS)}
 
 
-def _judge_into(outcome: Path, name: str, work: Path) -> None:
-    said, wrong = check_file(name, work / name, work / "bait")
-    outcome.write_text("\n\n".join([said, *wrong]))
+def _write_outcome(path: Path, name: str, work: Path) -> None:
+    outcome, failures = check_input(name, work / name, work / "canaries")
+    path.write_text("\n\n".join([outcome, *failures]))
 
 
-def make_bait(bait: Path) -> None:
-    """Creates valid files that must not be opened."""
-    bait.mkdir(parents=True)
-    Image.fromarray(picture(0)).save(bait / "picture.png")
-    (bait / "text.txt").write_text("bait")
-    write_motion_video(bait / "film.mp4", "train", 0)
+def write_canaries(canaries: Path) -> None:
+    """Writes valid files that must not be opened."""
+    canaries.mkdir(parents=True)
+    Image.fromarray(make_image(0)).save(canaries / "image.png")
+    (canaries / "text.txt").write_text("canary")
+    write_motion_video(canaries / "video.mp4", "train", 0)
 
 
-def check_file(name: str, folder: Path, bait: Path) -> tuple[str, list[str]]:
-    """Returns the outcome of an input, and the errors found.
+def check_input(name: str, folder: Path, canaries: Path) -> tuple[str, list[str]]:
+    """Returns the outcome of an input, and the failures.
 
     Args:
-        name: name of the case.
-        folder: folder of the case.
-        bait: the folder that `make_bait` filled.
+        name: name in CASES.
+        folder: a new folder for the input.
+        canaries: the folder that `write_canaries` filled.
     """
     root = folder / "root"
     root.mkdir(parents=True)
-    place = Place(root, bait, folder / "canary")
-    act = CASES[name](place)
+    workspace = Workspace(root, canaries, folder / "marker")
+    action = CASES[name](workspace)
     before = _files(folder)
-    watched = Bait(bait)
+    watch = CanaryWatch(canaries)
     try:
-        with Audit.installed().over(root, *_caches()) as seen, _offline(), _quiet(), _own_temporary(root / "temporary"):
-            said = _outcome(act)
-        wrong = [f"{name}: {one}" for one in seen]
-        wrong += [f"{name}: the bait was opened"] * watched.touched()
+        with Audit.installed().record(root, *_caches()) as recorded, _offline(), _quiet(), _temporary_folder(root / "temporary"):
+            outcome = _outcome(action)
+        failures = [f"{name}: {line}" for line in recorded]
+        failures += [f"{name}: a canary file was opened"] * watch.opened()
     finally:
-        watched.close()
-    wrong += [f"{name}: its code ran"] * place.canary.exists()
-    wrong += [f"{name}: {path} was written outside its folder" for path in _files(folder) - before if root not in path.parents]
-    wrong += [f"{name}: {said}"] * said.startswith("failed")
-    return said, wrong
+        watch.close()
+    failures += [f"{name}: its code ran"] * workspace.marker.exists()
+    failures += [f"{name}: {path} was written outside its folder" for path in _files(folder) - before if root not in path.parents]
+    failures += [f"{name}: {outcome}"] * outcome.startswith("failed")
+    return outcome, failures
 
 
 def _caches() -> tuple[Path, Path]:
@@ -93,7 +94,8 @@ def _caches() -> tuple[Path, Path]:
 
 
 @contextlib.contextmanager
-def _own_temporary(folder: Path) -> Any:
+def _temporary_folder(folder: Path) -> Any:
+    """Lets `tempfile` use a folder inside the input's folder."""
     folder.mkdir()
     before, tempfile.tempdir = tempfile.tempdir, str(folder)
     try:
@@ -102,17 +104,17 @@ def _own_temporary(folder: Path) -> Any:
         tempfile.tempdir = before
 
 
-def _outcome(act: Any) -> str:
-    """Returns whether the input was rejected with a message or was read; any other result is a failure."""
+def _outcome(action: Action) -> str:
+    """Returns a description that starts with "refused", "read", or, on an unexpected exception, "failed"."""
     try:
-        found = act()
+        result = action()
     except (ValueError, Unreadable) as error:
         return f"refused: {' '.join(str(error).split())[:200]}"
     except SystemExit as error:
         return f"refused: exit {error.code}"
     except BaseException as error:
         return f"failed: {type(error).__name__}: {str(error)[:300]}"
-    return f"read: {str(found)[:200]!r}" if found else "read"
+    return f"read: {str(result)[:200]!r}" if result else "read"
 
 
 def _files(folder: Path) -> set[Path]:

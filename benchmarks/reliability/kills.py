@@ -1,4 +1,4 @@
-"""R1: tests SIGKILL at random moments, half of them inside a save, each followed by the same command until the run ends.
+"""R1: tests SIGKILL at random times, half of them inside a save, each followed by the same command until the run ends.
 
 The runs train on images and videos, with one process and two, without data workers and with two, and use gradient accumulation,
 drop path and an average of the weights. The files that a run leaves must be bit-identical to those of an undisturbed one.
@@ -15,65 +15,81 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reliability.harness import side_by_side, start
-from benchmarks.reliability.moments import asides, at_random, deleting, inside_a_save, saved
-from benchmarks.reliability.runs import Variant, finish, make_data, variants, whole
+from benchmarks.reliability.harness import run_jobs, start
+from benchmarks.reliability.progress import is_deleting, saved_steps, steps_being_saved, wait_for_save, wait_random_time
+from benchmarks.reliability.runs import Variant, finish_and_compare, make_data, run_undisturbed, variants
 
 COUNT, QUICK = 500, 16
-LIVES = 5  # number of kills before a run may end
-INSIDE = 0.2  # minimum share of all kills that must fall into a save
+KILLS_PER_RUN = 5  # kills before a run may end
+MIN_SHARE_IN_SAVES = 0.2  # of all kills
 
 
-def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
+def run(work: Path, count: int, rng: random.Random) -> dict[str, Any]:
     """Tests `count` kills, distributed evenly over the variants."""
     make_data(work)
-    chosen = variants(work)
+    tested = variants(work)
     jobs = {
-        variant.name: partial(kill, work, variant, count // len(chosen) + (place < count % len(chosen)), draw.getrandbits(32))
-        for place, variant in enumerate(chosen)
+        variant.name: partial(_kill_runs, work, variant, count // len(tested) + (number < count % len(tested)), rng.getrandbits(32))
+        for number, variant in enumerate(tested)
     }
-    found = side_by_side(work, jobs)
-    total = sum((Counter(one.get("kills", {})) for one in found.values()), Counter[str]())
-    wrong = [line for one in found.values() for line in one["wrong"]]
-    if total["inside a save"] < INSIDE * total.total():
-        wrong.append(f"only {total['inside a save']} of {total.total()} kills fell into a save")
-    runs = sum(one.get("runs", 0) for one in found.values())
-    exact = sum(one.get("exact", 0) for one in found.values())
-    return {"kills": total.total(), "where": total, "runs": runs, "bit-identical": exact, "variants": found, "wrong": wrong}
+    results, failures = run_jobs(work, jobs)
+    total = sum((Counter(result.get("kills", {})) for result in results.values()), Counter[str]())
+    if total["inside a save"] < MIN_SHARE_IN_SAVES * total.total():
+        failures.append(f"only {total['inside a save']} of {total.total()} kills were inside a save")
+    runs = sum(result.get("runs", 0) for result in results.values())
+    exact = sum(result.get("bit-identical", 0) for result in results.values())
+    return {
+        "kills": total.total(),
+        "times of kills": total,
+        "runs": runs,
+        "bit-identical": exact,
+        "variants": results,
+        "failures": failures,
+    }
 
 
-def kill(work: Path, variant: Variant, count: int, seed: int) -> dict[str, Any]:
+def _kill_runs(work: Path, variant: Variant, count: int, seed: int) -> dict[str, Any]:
     """Kills runs of one variant many times; each run finally ends."""
-    draw, where, wrong, runs, began = random.Random(seed), Counter[str](), list[str](), 0, time.monotonic()
-    expected = whole(variant, work / f"{variant.name}_whole")
-    seconds = time.monotonic() - began
-    exact = 0
-    while where.total() < count:
+    rng, kills, failures, runs, exact = random.Random(seed), Counter[str](), list[str](), 0, 0
+    began = time.monotonic()
+    expected = run_undisturbed(variant, work / f"{variant.name}_undisturbed")
+    undisturbed = time.monotonic() - began
+    while kills.total() < count:
         folder = work / f"{variant.name}_{runs}"
-        for _ in range(min(LIVES, count - where.total())):
-            place, said = _life(variant, folder, draw, seconds, save=where.total() % 2 == 1)
-            where.update([place] if place else [])
-            wrong += said
-            if not place:
+        for _ in range(min(KILLS_PER_RUN, count - kills.total())):
+            when, errors = _start_and_kill(variant, folder, rng, undisturbed, in_save=kills.total() % 2 == 1)
+            failures += errors
+            if when is None:
                 break
-        amiss = finish(variant, folder, expected)
-        wrong, runs, exact = wrong + amiss, runs + 1, exact + (not amiss)
+            kills[when] += 1
+        differences = finish_and_compare(variant, folder, expected)
+        failures, runs, exact = failures + differences, runs + 1, exact + (not differences)
         shutil.rmtree(folder, ignore_errors=True)
-    spent = round(time.monotonic() - began, 1)
-    return {"kills": where, "runs": runs, "exact": exact, "undisturbed": round(seconds, 2), "seconds": spent, "wrong": wrong}
+    seconds = {"seconds undisturbed": round(undisturbed, 2), "seconds": round(time.monotonic() - began, 1)}
+    return {"kills": kills, "runs": runs, "bit-identical": exact, **seconds, "failures": failures}
 
 
-def _life(variant: Variant, folder: Path, draw: random.Random, seconds: float, *, save: bool) -> tuple[str | None, list[str]]:
-    """Starts and kills a run. Returns the moment of the kill (None: the run ended earlier) and the errors."""
+def _start_and_kill(
+    variant: Variant, folder: Path, rng: random.Random, seconds: float, *, in_save: bool
+) -> tuple[str | None, list[str]]:
+    """Starts a run and kills it.
+
+    Args:
+        seconds: duration of the undisturbed run.
+        in_save: whether to kill inside a save.
+
+    Returns:
+        What the run was doing when it was killed (None: it had ended before), and the errors.
+    """
     steps = variant.config.train.steps or 1
-    left = 1 - max(saved(folder), default=0) / steps
+    left = 1 - max(saved_steps(folder), default=0) / steps
     started = start(variant.config, folder, variant.processes)
-    if save:
-        inside_a_save(started, folder, draw)
+    if in_save:
+        wait_for_save(started, folder, rng)
     else:
-        at_random(started, draw, seconds * (0.3 + 0.7 * left))
+        wait_random_time(started, rng, seconds * (0.3 + 0.7 * left))
     started.kill()
     codes = started.wait()
     if -signal.SIGKILL in codes:
-        return "inside a save" if asides(folder) else "while deleting" if deleting(folder) else "elsewhere", []
-    return None, [f"{folder.name} ended with {codes}: {started.said()}"] * any(codes)
+        return "inside a save" if steps_being_saved(folder) else "while deleting" if is_deleting(folder) else "elsewhere", []
+    return None, [f"{folder.name} ended with {codes}: {started.output()}"] * any(codes)

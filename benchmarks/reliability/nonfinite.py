@@ -17,110 +17,110 @@ from typing import Any
 import torch
 
 import mmm.objectives.masked
-from benchmarks.reliability.harness import Sabotage, side_by_side, start
-from benchmarks.reliability.runs import EVERY, STEPS, Variant, config_of, finish, make_data, whole
-from benchmarks.reliability.spies import both, spy, told, watch_weights
+from benchmarks.reliability.harness import Patch, run_jobs, start
+from benchmarks.reliability.recorders import combine, read_samples, record_samples, record_weights
+from benchmarks.reliability.runs import SAVE_EVERY, STEPS, Variant, finish_and_compare, make_config, make_data, run_undisturbed
 from mmm.objectives.masked import MaskedObjective
 
 COUNT, QUICK = 40, 6
 KINDS = ("pixels", "loss", "gradient", "gradient of one rank")
 VALUES = (float("nan"), float("inf"), float("-inf"))
-MOST = 2  # value of train.max_skipped
+MAX_SKIPPED = 2  # value of train.max_skipped
 
 
-def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
+def run(work: Path, count: int, rng: random.Random) -> dict[str, Any]:
     """Tests `count` runs with one non-finite number each, half of them on two processes, and two with one in every step."""
     make_data(work)
-    config = config_of(work, max_skipped=MOST, log_every=1)
+    config = make_config(work, max_skipped=MAX_SKIPPED, log_every=1)
     jobs: dict[str, Any] = {}
-    for place in range(count):
-        kind = KINDS[place % len(KINDS)]
-        processes = 2 if kind == KINDS[-1] else 1 + place // len(KINDS) % 2
-        folder, value = work / f"{place}_{kind.replace(' ', '_')}", draw.choice(VALUES)
-        step = draw.randrange(1, STEPS - 1)
-        jobs[folder.name] = partial(_one, folder, Variant(kind, config, processes), kind, value, step, draw.randrange(processes))
-    jobs |= {f"on_and_on_{processes}": partial(_on_and_on, work, Variant("", config, processes)) for processes in (1, 2)}
-    found = side_by_side(work, jobs)
-    return {"runs": len(found), "wrong": [line for one in found.values() for line in one["wrong"]]}
+    for number in range(count):
+        kind = KINDS[number % len(KINDS)]
+        processes = 2 if kind == KINDS[-1] else 1 + number // len(KINDS) % 2
+        folder, value = work / f"{number}_{kind.replace(' ', '_')}", rng.choice(VALUES)
+        variant, step, rank = Variant(kind, config, processes), rng.randrange(1, STEPS - 1), rng.randrange(processes)
+        jobs[folder.name] = partial(_skip_one_update, folder, variant, kind, value, step, rank)
+    for processes in (1, 2):
+        jobs[f"repeated_{processes}"] = partial(_stop_after_many, work, Variant("repeated", config, processes))
+    results, failures = run_jobs(work, jobs)
+    return {"runs": len(results), "failures": failures}
 
 
-def _one(folder: Path, variant: Variant, kind: str, value: float, step: int, rank: int) -> dict[str, Any]:
-    """Tests one skipped update."""
-    notes = folder.with_name(f"{folder.name}_notes")
-    poison = _poison(kind, value, range(step, step + 1), rank)
-    started = start(variant.config, folder, variant.processes, both(poison, spy(notes), watch_weights(notes)))
+def _skip_one_update(folder: Path, variant: Variant, kind: str, value: float, step: int, rank: int) -> dict[str, Any]:
+    """Tests a run with a non-finite number in one step."""
+    records = folder.with_name(f"{folder.name}_records")
+    patch = combine(_make_nonfinite(kind, value, range(step, step + 1), rank), record_samples(records), record_weights(records))
+    started = start(variant.config, folder, variant.processes, patch)
     if any(codes := started.wait()):
-        return {"wrong": [f"{folder.name} ended with {codes}: {started.said()}"]}
-    wrong = []
-    hashes = [dict(json.loads(line) for line in path.read_text().splitlines()) for path in sorted(notes.glob("weights_*"))]
-    for place, after in enumerate(hashes):
-        still = [one for one in range(2, STEPS + 1) if after[one] == after[one - 1]]
-        wrong += [f"{folder.name}, rank {place}: nothing changed in steps {still}, expected {[step + 1]}"] * (still != [step + 1])
-    wrong += [f"{folder.name}: the ranks' weights differ"] * (len({json.dumps(after) for after in hashes}) != 1)
+        return {"failures": [f"{folder.name} ended with {codes}: {started.output()}"]}
+    failures = []
+    hashes = [dict(json.loads(line) for line in path.read_text().splitlines()) for path in sorted(records.glob("weights_*"))]
+    for one, by_step in enumerate(hashes):
+        unchanged = [update for update in range(2, STEPS + 1) if by_step[update] == by_step[update - 1]]
+        if unchanged != [step + 1]:
+            failures.append(f"{folder.name}, rank {one}: nothing changed in updates {unchanged}, expected {[step + 1]}")
+    failures += [f"{folder.name}: the ranks' weights differ"] * (len({json.dumps(by_step) for by_step in hashes}) != 1)
     skipped = [json.loads(line) for line in (folder / "skipped.jsonl").read_text().splitlines()]
-    drawn = told(notes)
-    ids = [row[0] for row in drawn[step]]
-    named = (
-        len(skipped) == 1 and skipped[0]["step"] == step and set(skipped[0]["samples"]) <= set(_global(ids, skipped, drawn, step))
-    )
-    wrong += [f"{folder.name}: {skipped} noted, step {step} was bad"] * (not named)
+    samples = read_samples(records)
+    ids = {row[0] for row in samples[step]}
+    if [line["step"] for line in skipped] != [step] or not set(skipped[0]["samples"]) <= ids:
+        failures.append(f"{folder.name}: skipped.jsonl contains {skipped}; step {step} was non-finite, with samples {sorted(ids)}")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    wrong += [f"{folder.name}: not counted once"] * (sum(line.get("skipped", 0) for line in lines) != 1)
-    wrong += [f"{folder.name}: steps are missing"] * (sorted(drawn) != list(range(STEPS)))
+    failures += [f"{folder.name}: not counted once"] * (sum(line.get("skipped", 0) for line in lines) != 1)
+    failures += [f"{folder.name}: steps are missing"] * (sorted(samples) != list(range(STEPS)))
     shutil.rmtree(folder)
-    return {"wrong": wrong}
+    return {"failures": failures}
 
 
-def _global(ids: list[int], skipped: list[dict[str, Any]], drawn: dict[int, Any], step: int) -> list[int]:
-    """Returns the samples of a step as they are named in skipped.jsonl."""
-    return ids if drawn[step] else skipped[0]["samples"]
-
-
-def _on_and_on(work: Path, variant: Variant) -> dict[str, Any]:
+def _stop_after_many(work: Path, variant: Variant) -> dict[str, Any]:
     """Tests a run in which every update after some step has a non-finite number."""
-    name = f"on_and_on_{variant.processes}p"
-    expected, folder = whole(variant, work / f"{name}_whole"), work / f"{name}_bad"
-    step = 3 * EVERY + 1  # so that no checkpoint is saved between this step and the stop
-    bad = start(variant.config, folder, variant.processes, _poison("loss", VALUES[0], range(step, STEPS), 0))
-    codes, said = bad.wait(), bad.said(4000)
-    wrong = [f"{name}: ended with {codes}"] * any(code in (0, -9) for code in codes)
-    wrong += [f"{name}: the message does not name the step and train.max_skipped: {said[-600:]}"] * (
-        f"step {step + MOST}" not in said or f"train.max_skipped {MOST}" not in said
-    )
-    return {"wrong": wrong + finish(variant, folder, expected)}
+    name = f"repeated_{variant.processes}p"
+    expected, folder = run_undisturbed(variant, work / f"{name}_undisturbed"), work / f"{name}_nonfinite"
+    step = 3 * SAVE_EVERY + 1  # so that no checkpoint is saved between this step and the stop
+    patch = _make_nonfinite("loss", VALUES[0], range(step, STEPS), 0)
+    started = start(variant.config, folder, variant.processes, patch)
+    codes, output = started.wait(), started.output(4000)
+    failures = [f"{name}: ended with {codes}"] * any(code in (0, -9) for code in codes)
+    if f"step {step + MAX_SKIPPED}" not in output or f"train.max_skipped {MAX_SKIPPED}" not in output:
+        failures.append(f"{name}: the message does not name the step and train.max_skipped: {output[-600:]}")
+    return {"failures": failures + finish_and_compare(variant, folder, expected)}
 
 
-def _poison(kind: str, value: float, steps: range, rank: int) -> Sabotage:
-    """Puts a non-finite number into the first micro-batch of some steps."""
+def _make_nonfinite(kind: str, value: float, steps: range, rank: int) -> Patch:
+    """Returns a patch that puts a non-finite number into the first micro-batch of some steps.
 
-    def sabotage(here: int) -> None:
-        if kind == KINDS[-1] and here != rank:
+    Args:
+        kind: one of KINDS.
+        value: the number.
+        rank: the rank whose gradient is changed, if only one is.
+    """
+
+    def patch(own: int) -> None:
+        if kind == KINDS[-1] and own != rank:
             return
-        made, prepared = MaskedObjective.loss, mmm.objectives.masked.prepare
-        bad, before = {"now": False}, {"step": -1}
+        original, original_prepare = MaskedObjective.loss, mmm.objectives.masked.prepare
+        change, last_step = False, -1
 
-        def spoiled(*parts: Any, **named: Any) -> Any:
-            x = prepared(*parts, **named)
-            return x * value if bad["now"] and kind == "pixels" else x
+        def prepare(*args: Any, **options: Any) -> Any:
+            x = original_prepare(*args, **options)
+            return x * value if change and kind == "pixels" else x
 
         def loss(objective: MaskedObjective, model: Any, batch: Any, step: int) -> Any:
-            bad["now"] = step in steps and before["step"] != step
-            before["step"] = step
-            found = made(objective, model, batch, step)
-            if bad["now"] and kind == "loss":
-                return found * value
-            if bad["now"] and kind.startswith("gradient"):
-                weight = next(iter(model.parameters()))
-                return found + _Spoil.apply(weight, value)
-            return found
+            nonlocal change, last_step
+            change, last_step = step in steps and step != last_step, step
+            result = original(objective, model, batch, step)
+            if change and kind == "loss":
+                return result * value
+            if change and kind.startswith("gradient"):
+                return result + _NonfiniteGradient.apply(next(iter(model.parameters())), value)
+            return result
 
         MaskedObjective.loss = loss  # type: ignore[method-assign]
-        mmm.objectives.masked.prepare = spoiled
+        mmm.objectives.masked.prepare = prepare
 
-    return sabotage
+    return patch
 
 
-class _Spoil(torch.autograd.Function):
+class _NonfiniteGradient(torch.autograd.Function):
     """Returns zero, with a gradient that is non-finite for one of a weight's values."""
 
     @staticmethod
@@ -132,6 +132,6 @@ class _Spoil(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         """Returns a gradient that contains the non-finite number in the first place and zeros elsewhere."""
-        found = gradient.new_zeros(context.shape)
-        found.view(-1)[0] = context.value
-        return found, None
+        result = gradient.new_zeros(context.shape)
+        result.view(-1)[0] = context.value
+        return result, None

@@ -12,33 +12,33 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reliability.harness import side_by_side
-from benchmarks.reliability.runs import STEPS, Variant, config_of, finish, make_data, whole
+from benchmarks.reliability.harness import run_jobs
+from benchmarks.reliability.runs import STEPS, Variant, finish_and_compare, make_config, make_data, run_undisturbed
 
 COUNT, QUICK = STEPS, 3
 
 
-def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
+def run(work: Path, count: int, rng: random.Random) -> dict[str, Any]:
     """Tests `count` of the steps of each kind of run."""
     make_data(work)
     jobs = {}
     for medium in ("image", "video"):
-        variant = Variant(medium, config_of(work, medium, save_every=1, keep_last=None, log_every=1), 1)
-        steps = sorted(draw.sample(range(1, STEPS + 1), min(count, STEPS)))
-        jobs[medium] = partial(restore, work, variant, steps)
-    found = side_by_side(work, jobs)
-    return {"restores": found, "wrong": [line for one in found.values() for line in one["wrong"]]}
+        variant = Variant(medium, make_config(work, medium, save_every=1, keep_last=None, log_every=1), 1)
+        steps = sorted(rng.sample(range(1, STEPS + 1), min(count, STEPS)))
+        jobs[medium] = partial(_restore, work, variant, steps)
+    results, failures = run_jobs(work, jobs)
+    return {"runs": results, "failures": failures}
 
 
-def restore(work: Path, variant: Variant, steps: list[int]) -> dict[str, Any]:
+def _restore(work: Path, variant: Variant, steps: list[int]) -> dict[str, Any]:
     """Starts from each of these steps, in a folder with only the run's config, its metrics and that checkpoint."""
-    source, wrong, exact = work / f"{variant.name}_whole", list[str](), 0
-    expected = whole(variant, source)
+    source, failures, exact = work / f"{variant.name}_undisturbed", list[str](), 0
+    expected = run_undisturbed(variant, source)
     for step in steps:
         folder, name = work / f"{variant.name}_{step}", f"step_{step:08d}"
         shutil.copytree(source, folder, ignore=shutil.ignore_patterns("step_*"))
         shutil.copytree(source / "checkpoints" / name, folder / "checkpoints" / name)
-        amiss = finish(variant, folder, expected)
-        wrong, exact = wrong + amiss, exact + (not amiss)
+        differences = finish_and_compare(variant, folder, expected)
+        failures, exact = failures + differences, exact + (not differences)
         shutil.rmtree(folder, ignore_errors=True)
-    return {"from": len(steps), "bit-identical": exact, "wrong": wrong}
+    return {"restores": len(steps), "bit-identical": exact, "failures": failures}

@@ -1,6 +1,6 @@
 """R20: tests random faults, one after another, for a given time: kills, signals, dead data workers, a damaged newest checkpoint, a
-full disk, another number of data workers. Every run ends with results bit-identical to the undisturbed run. At the same time
-another training continues through many deaths of its data workers; its memory and its number of file handles must stay constant.
+full disk, another number of data workers. Every run ends with results bit-identical to the undisturbed run. At the same time one
+long training continues through many deaths of its data workers; its memory and its number of file handles must stay constant.
 """
 
 from __future__ import annotations
@@ -20,91 +20,93 @@ from typing import Any
 import numpy as np
 import psutil
 
-from benchmarks.reliability.damage import harms
-from benchmarks.reliability.disk_full import LIMITS, no_room
-from benchmarks.reliability.harness import Started, side_by_side, start
-from benchmarks.reliability.moments import at_random, inside_a_save, lines, saved, trains
-from benchmarks.reliability.runs import STEPS, Variant, finish, make_data, quicker, variants, whole
+from benchmarks.reliability.damage import damaged_versions, replace_file
+from benchmarks.reliability.disk_full import LIMITS, limit_file_size
+from benchmarks.reliability.harness import ProcessGroup, run_jobs, start
+from benchmarks.reliability.progress import logged_lines, saved_steps, wait_for_save, wait_for_update, wait_random_time
+from benchmarks.reliability.runs import STEPS, Variant, finish_and_compare, make_config, make_data, run_undisturbed, variants
 from benchmarks.reliability.worker_death import kill_a_worker
 from mmm.train.checkpoint.writer import damage
 
 COUNT, QUICK = 30, 1  # minutes
-SLOPE = 1.0  # maximum growth in MiB per thousand updates
-SETTLED = 0.3  # share of the long training's time after which its memory is measured
-LIVES = 6  # maximum number of faults per run
+MAX_GROWTH = 1.0  # MiB per thousand updates
+WARMUP = 0.3  # share of the long training's time after which its memory is measured
+MAX_FAULTS = 6  # per run
+LOG_EVERY = 10  # updates of the long training between two lines of metrics
 
 Fault = Callable[[Variant, Path, random.Random], None]
 
 
-def run(work: Path, count: int, draw: random.Random) -> dict[str, Any]:
+def run(work: Path, count: int, rng: random.Random) -> dict[str, Any]:
     """Runs the tests for `count` minutes."""
     make_data(work)
     end = time.monotonic() + 60 * count
     jobs = {
-        "faults": partial(_faults, work, draw.getrandbits(32), end),
-        "witness": partial(_witness, work, draw.getrandbits(32), end),
+        "faults": partial(_make_faults, work, rng.getrandbits(32), end),
+        "long training": partial(_train_long, work, rng.getrandbits(32), end),
     }
-    found = side_by_side(work, jobs)
-    return {**found, "wrong": [line for one in found.values() for line in one.pop("wrong")]}
+    results, failures = run_jobs(work, jobs)
+    return {**results, "failures": failures}
 
 
-def _faults(work: Path, seed: int, end: float) -> dict[str, Any]:
-    draw, tally, wrong, exact = random.Random(seed), Counter[str](), list[str](), 0
-    chosen = variants(work)
+def _make_faults(work: Path, seed: int, end: float) -> dict[str, Any]:
+    """Disturbs one run after another."""
+    rng, counts, failures, exact = random.Random(seed), Counter[str](), list[str](), 0
+    tested = variants(work)
     expected: dict[str, Any] = {}
     while time.monotonic() < end:
-        variant = draw.choice(chosen)
+        variant = rng.choice(tested)
         if variant.name not in expected:
-            expected[variant.name] = whole(variant, work / f"{variant.name}_whole")
-        folder = work / f"run_{tally.total()}"
-        for _ in range(draw.randint(1, LIVES)):
-            name = draw.choice(list(FAULTS))
-            FAULTS[name](variant, folder, draw)
-            tally[name] += 1
-        amiss = finish(variant, folder, expected[variant.name])
-        wrong, exact = wrong + amiss, exact + (not amiss)
+            expected[variant.name] = run_undisturbed(variant, work / f"{variant.name}_undisturbed")
+        folder = work / f"run_{counts.total()}"
+        for _ in range(rng.randint(1, MAX_FAULTS)):
+            name = rng.choice(list(FAULTS))
+            FAULTS[name](variant, folder, rng)
+            counts[name] += 1
+        differences = finish_and_compare(variant, folder, expected[variant.name])
+        failures, exact = failures + differences, exact + (not differences)
         shutil.rmtree(folder, ignore_errors=True)
-    return {"faults": tally, "bit-identical runs": exact, "wrong": wrong}
+    return {"faults": counts, "bit-identical runs": exact, "failures": failures}
 
 
-def _kill(variant: Variant, folder: Path, draw: random.Random) -> None:
+def _kill(variant: Variant, folder: Path, rng: random.Random) -> None:
     started = start(variant.config, folder, variant.processes)
-    inside_a_save(started, folder, draw) if draw.random() < 0.5 else at_random(started, draw, 2.0)
+    wait_for_save(started, folder, rng) if rng.random() < 0.5 else wait_random_time(started, rng, 2.0)
     started.kill()
     started.wait()
 
 
-def _signal(variant: Variant, folder: Path, draw: random.Random) -> None:
+def _signal(variant: Variant, folder: Path, rng: random.Random) -> None:
     started = start(variant.config, folder, variant.processes)
-    if trains(started, folder):
-        started.kill(draw.choice(started.pids), number=draw.choice((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)))
+    if wait_for_update(started, folder):
+        started.kill(rng.choice(started.pids), number=rng.choice((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)))
     started.wait()
 
 
-def _kill_worker(variant: Variant, folder: Path, draw: random.Random) -> None:
-    workers = replace(variant.config, data=replace(variant.config.data, workers=2))
-    started = start(workers, folder, variant.processes)
-    if trains(started, folder):
-        kill_a_worker(draw.choice(started.pids), draw)
-        at_random(started, draw, 0.3)
+def _kill_worker(variant: Variant, folder: Path, rng: random.Random) -> None:
+    with_workers = replace(variant.config, data=replace(variant.config.data, workers=2))
+    started = start(with_workers, folder, variant.processes)
+    if wait_for_update(started, folder):
+        kill_a_worker(rng.choice(started.pids), rng)
+        wait_random_time(started, rng, 0.3)
     started.kill(number=signal.SIGTERM)
     started.wait()
 
 
-def _damage(variant: Variant, folder: Path, draw: random.Random) -> None:
+def _damage(variant: Variant, folder: Path, rng: random.Random) -> None:
     """Damages the newest checkpoint if there is another one and if it is not already damaged."""
-    steps = saved(folder)
+    steps = saved_steps(folder)
     newest = folder / "checkpoints" / f"step_{steps[-1] if steps else 0:08d}"
     if len(steps) > 1 and damage(newest) is None:
-        file = draw.choice(sorted(newest.glob("*.safetensors")))
-        harmed = draw.choice(list(harms(file.read_bytes(), [b"", b"x"], draw).values()))
-        file.unlink() if harmed is None else file.write_bytes(harmed)
+        file = rng.choice(sorted(newest.glob("*.safetensors")))
+        replace_file(file, rng.choice(list(damaged_versions(file.read_bytes(), [b"", b"x"], rng).values())))
 
 
-def _full_disk(variant: Variant, folder: Path, draw: random.Random) -> None:
-    first = draw.randrange(1, STEPS)
-    started = start(variant.config, folder, variant.processes, no_room(draw.choice(LIMITS), first, draw.randint(first, STEPS)))
-    at_random(started, draw, 3.0)
+def _full_disk(variant: Variant, folder: Path, rng: random.Random) -> None:
+    first = rng.randrange(1, STEPS)
+    patch = limit_file_size(rng.choice(LIMITS), first, rng.randint(first, STEPS))
+    started = start(variant.config, folder, variant.processes, patch)
+    wait_random_time(started, rng, 3.0)
     started.kill()
     started.wait()
 
@@ -118,38 +120,44 @@ FAULTS: dict[str, Fault] = {
 }
 
 
-def _witness(work: Path, seed: int, end: float) -> dict[str, Any]:
-    """Runs one training during which data workers are killed."""
-    draw, seen, deaths = random.Random(seed), list[tuple[int, int, int]](), 0
-    config = quicker(variants(work)[1].config, steps=10_000_000, save_every=50, log_every=10, final_learning_rate=0.1)
-    folder = work / "witness_run"
-    started = start(config, folder)
-    if not trains(started, folder):
-        return {"wrong": [f"the witness ended: {started.said()}"]}
+def _train_long(work: Path, seed: int, end: float) -> dict[str, Any]:
+    """Runs one training during which data workers are killed, and measures its memory and file handles."""
+    rng, measured, deaths = random.Random(seed), list[tuple[int, int, int]](), 0
+    train = {"steps": 10_000_000, "save_every": 50, "log_every": LOG_EVERY, "final_learning_rate": 0.1}
+    folder = work / "long_run"
+    started = start(make_config(work, workers=2, **train), folder)
+    if not wait_for_update(started, folder):
+        return {"failures": [f"the long training ended: {started.output()}"]}
     process = psutil.Process(started.pids[0])
     while time.monotonic() < end and not started.poll():
-        at_random(started, draw, 4.0)
-        deaths += kill_a_worker(process.pid, draw)
-        trains(started, folder)  # so that the workers have been started again
-        with suppress(psutil.Error):  # the training may have ended; `_judge` reports it
-            seen.append((lines(folder) * 10, process.memory_info().rss, process.num_fds()))
-    return _judge(started, seen, deaths)
+        wait_random_time(started, rng, 4.0)
+        deaths += kill_a_worker(process.pid, rng)
+        wait_for_update(started, folder)  # so that the workers have been started again
+        with suppress(psutil.Error):  # the training may have ended; `_check_long_run` reports it
+            measured.append((logged_lines(folder) * LOG_EVERY, process.memory_info().rss, process.num_fds()))
+    return _check_long_run(started, measured, deaths)
 
 
-def _judge(started: Started, seen: list[tuple[int, int, int]], deaths: int) -> dict[str, Any]:
+def _check_long_run(started: ProcessGroup, measured: list[tuple[int, int, int]], deaths: int) -> dict[str, Any]:
+    """Ends the training, and returns the growth of its memory and file handles.
+
+    Args:
+        measured: updates, bytes of memory and file handles, at several times.
+    """
     if started.poll():
-        return {"wrong": [f"the witness ended with {started.codes}: {started.said()}"]}
+        return {"failures": [f"the long training ended with {started.codes}: {started.output()}"]}
     started.kill(number=signal.SIGTERM)
     codes = started.wait()
-    wrong = [f"the witness ended with {codes}"] * (codes != [143])
-    steps, memory, handles = np.array(seen[int(SETTLED * len(seen)) :], dtype=float).reshape(-1, 3).T
+    failures = [f"the long training ended with {codes}"] * (codes != [143])
+    steps, memory, handles = np.array(measured[int(WARMUP * len(measured)) :], dtype=float).reshape(-1, 3).T
     if len(steps) < 3:
-        return {"worker deaths": deaths, "wrong": [*wrong, "too short to say anything of memory"]}
-    slope = float(np.polyfit(steps / 1000, memory / 2**20, 1)[0])
-    figures = {"updates": int(steps[-1]), "worker deaths": deaths, "MiB a thousand updates": round(slope, 3)}
+        return {"worker deaths": deaths, "failures": [*failures, "too few measurements of the memory"]}
+    growth = float(np.polyfit(steps / 1000, memory / 2**20, 1)[0])
+    figures = {"updates": int(steps[-1]), "worker deaths": deaths, "MiB per thousand updates": round(growth, 3)}
     figures |= {"MiB": round(memory[-1] / 2**20), "file handles": sorted(set(handles.astype(int).tolist()))}
-    wrong += [f"memory grows by {slope:.2f} MiB a thousand updates"] * int(slope > SLOPE and memory[-1] - memory[0] > 16 * 2**20)
+    if growth > MAX_GROWTH and memory[-1] - memory[0] > 16 * 2**20:
+        failures.append(f"memory grows by {growth:.2f} MiB per thousand updates")
     third = -(-len(handles) // 3)  # medians, because single values change with the workers
     early, late = float(np.median(handles[:third])), float(np.median(handles[-third:]))
-    wrong += [f"file handles grow from {early:g} to {late:g}"] * (late > early + 4)
-    return {**figures, "wrong": wrong}
+    failures += [f"file handles grow from {early:g} to {late:g}"] * (late > early + 4)
+    return {**figures, "failures": failures}

@@ -83,9 +83,9 @@ def alone(config: pretrain.Config) -> float:
 def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """Returns one row for each recipe and number of workers."""
     make_files(folder / "jpegs", options.files, *SIZES["500x375"])
-    (films,) = render(folder, ["340x256 g12 fastdecode"], frames=150, files=max(2, options.files // 8)).values()
+    (videos,) = render(folder, ["340x256 g12 fastdecode"], frames=150, files=max(2, options.files // 8)).values()
     found = []
-    for name, recipe, source in (("image_mae", image_mae.IMAGENET, folder / "jpegs"), ("video_mae", video_mae.KINETICS, films)):
+    for name, recipe, source in (("image_mae", image_mae.IMAGENET, folder / "jpegs"), ("video_mae", video_mae.KINETICS, videos)):
         for workers in options.workers if name in options.recipes else []:
             config = config_of(recipe, source, folder / f"{name}-{workers}", options, workers)
             found.append({"recipe": name, "workers": workers, "size": options.size} | trained(config))
@@ -119,7 +119,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16, help="samples an update")
     parser.add_argument("--repeats", type=int, default=1, help="samples of a decoded input")
     parser.add_argument("--steps", type=int, default=12, help="updates")
-    parser.add_argument("--files", type=int, default=256, help="JPEGs, and eight times as many as films")
+    parser.add_argument("--files", type=int, default=256, help="JPEGs, and an eighth as many videos")
     parser.add_argument("--save", action="store_true", help="write the table and all numbers")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where to")
     return parser.parse_args(argv)

@@ -26,17 +26,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, DataConfig]:
     clip."""
     folder = tmp_path_factory.mktemp("cuts")
     (folder / "images").mkdir()
-    (folder / "films").mkdir()
+    (folder / "videos").mkdir()
     for number, picture in enumerate(photographs(5)):
         (folder / "images" / f"{number}.jpg").write_bytes(picture)
     (folder / "images" / "bad.jpg").write_bytes(picture[:300])
     for number, (count, size) in enumerate([(12, (96, 128)), (3, (80, 100)), (20, (64, 64))]):
-        write_video(folder / "films" / f"{number}.mp4", pictures(count, *size), fps=30, config=EncodeConfig(short_side=None))
-    (folder / "films" / "bad.mp4").write_bytes(b"no film")
+        write_video(folder / "videos" / f"{number}.mp4", pictures(count, *size), fps=30, config=EncodeConfig(short_side=None))
+    (folder / "videos" / "bad.mp4").write_bytes(b"no video")
     return {
         "images": replace(IMAGES, source=str(folder / "images")),
-        "clips": replace(CLIPS, source=str(folder / "films")),
-        "clips, other frames": replace(CLIPS, source=str(folder / "films"), repeat="clip", crop="random_resized"),
+        "clips": replace(CLIPS, source=str(folder / "videos")),
+        "clips, other frames": replace(CLIPS, source=str(folder / "videos"), repeat="clip", crop="random_resized"),
     }
 
 

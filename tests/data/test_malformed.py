@@ -44,7 +44,7 @@ BOMBS = [(kinds, name) for kinds in (IMAGES, VIDEOS) for name in kinds if name.s
 
 def check(case: Case, path: Path, read: Callable[[Path], Pixels]) -> None:
     """Compares what `read` returns or raises for a file with what the case expects."""
-    case.place(path)
+    case.write(path)
     if case.reason is not None:
         with pytest.raises(Unreadable, match=case.reason) as caught:
             read(path)
@@ -101,11 +101,11 @@ def cost(work: Callable[[], object]) -> tuple[float, float]:
 @pytest.mark.parametrize(("kinds", "name"), BOMBS, ids=[name for _, name in BOMBS])
 def test_a_bomb_costs_neither_time_nor_memory(kinds: dict[str, Kind], name: str, tmp_path: Path) -> None:
     case = kinds[name](0)
-    case.place(tmp_path / case.name)
+    case.write(tmp_path / case.name)
     read: Callable[..., Any] = read_clip if kinds is VIDEOS else decode_image
     rest = () if kinds is VIDEOS else (3,)
     good = kinds["png_called_jpg" if kinds is IMAGES else "one_frame"](0)
-    good.place(tmp_path / "good")
+    good.write(tmp_path / "good")
     read(tmp_path / "good", *rest)  # excludes one-time work of the libraries from the measurement
     seconds, memory = cost(lambda: read(tmp_path / case.name, *rest))
     assert seconds < 0.05
@@ -120,7 +120,7 @@ def tree(folder: Path, kinds: list[str], good: int) -> dict[str, str]:
         (folder / f"good {number}.png").write_bytes(as_file(photograph(number, 12, 12), "PNG"))
     for number, name in enumerate(kinds):
         case = IMAGES[name](number)
-        case.place(folder / case.name)
+        case.write(folder / case.name)
         if case.reason is not None:
             bad[printable(case.name)] = case.reason
     return bad
@@ -133,16 +133,16 @@ def one_epoch(samples: Images, path: Path, world: int, batch: int = 12) -> bytes
     """Returns the report of one epoch on `world` processes, gathered every two steps."""
     steps = -(-len(samples) // batch)
     bad = BadInputs(path, len(samples), 1.0)
-    feeds = [
+    loaders = [
         train_batches(samples, samples.config, seed=3, batch_size=batch // world, steps=steps, world=world, rank=rank)
         for rank in range(world)
     ]
-    met = []
-    for step, batches in enumerate(zip(*feeds, strict=True)):
-        met += [problem for part in batches for problem in part.problems]
+    found = []
+    for step, batches in enumerate(zip(*loaders, strict=True)):
+        found += [problem for part in batches for problem in part.problems]
         if step % 2 or step == steps - 1:
-            bad.add(met)
-            met = []
+            bad.add(found)
+            found = []
     return path.read_bytes()
 
 

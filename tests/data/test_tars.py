@@ -286,8 +286,8 @@ def test_real_photographs_and_films(tmp_path: Path, real_data: Path) -> None:
     assert not failed
     assert torch.equal(views, opened_files(tmp_path, files).eval_views(torch.arange(6))[0])
     clip = real_data / "clips" / "test.mp4"
-    films = write_tar(tmp_path / "b.tar", {"a.mp4": clip.read_bytes(), "b.mp4": b"nothing"})
-    config = ClipsConfig(source=str(films), image_size=16, frames=2, holdout=0.0, workers=0)
+    videos = write_tar(tmp_path / "b.tar", {"a.mp4": clip.read_bytes(), "b.mp4": b"nothing"})
+    config = ClipsConfig(source=str(videos), image_size=16, frames=2, holdout=0.0, workers=0)
     clips, failed = open_data(config, "train").eval_views(torch.arange(2))
     assert clips.shape == (2, 3, 2, 16, 16)
     assert list(failed) == [1]

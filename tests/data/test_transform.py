@@ -58,8 +58,8 @@ def test_every_form_of_a_clip(tmp_path: Path) -> None:
     for form in (list(frames), torch.from_numpy(array), torch.from_numpy(array).permute(0, 3, 1, 2), [array], array[None]):
         assert torch.equal(transform(form), expected)
     assert transform([array, array]).shape == (2, 3, 4, 16, 16)
-    film = write(tmp_path / "film.mp4", count=8, options={"crf": "1"})
-    assert (transform(film) - expected).abs().mean() < 0.1  # the encoding of the video is lossy
+    video = write(tmp_path / "video.mp4", count=8, options={"crf": "1"})
+    assert (transform(video) - expected).abs().mean() < 0.1  # the encoding of the video is lossy
 
 
 def test_a_folder_of_frames_has_no_times(tmp_path: Path) -> None:

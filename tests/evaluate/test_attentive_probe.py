@@ -116,9 +116,9 @@ def plain_loop(config: attentive_probe.Config, setup: Any, training: ProbeTraini
 
 
 def test_views_of_the_built_in_films_agree_with_a_plain_loop(tmp_path: Path, real_data: Path) -> None:
-    films = motion_folder(tmp_path / "films", {"train": 16, "validation": 8, "test": 24})
+    videos = motion_folder(tmp_path / "videos", {"train": 16, "validation": 8, "test": 24})
     config = video_setting(tmp_path, real_data / "clips")
-    config = replace(config, data=replace(config.data, source=str(films), eval_split="test"))
+    config = replace(config, data=replace(config.data, source=str(videos), eval_split="test"))
     setup = open_probe_setup(config, start(config.train))
     training = ProbeTraining.prepare(config, setup, weights="")
     tally = training.score(setup.splits.test, [])

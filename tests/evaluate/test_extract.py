@@ -73,9 +73,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Writes six videos of two classes, and returns their folder."""
-    root = tmp_path_factory.mktemp("films")
+    root = tmp_path_factory.mktemp("videos")
     for i in range(6):
         label = root / ("left", "right")[i % 2]
         label.mkdir(exist_ok=True)
@@ -84,9 +84,9 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def video_run(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def video_run(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns the folder of a short run on clips. Tests must not write to it."""
-    data = ("--data.source", str(films), "--data.holdout", "0.4", "--data.eval_split", "none")
+    data = ("--data.source", str(videos), "--data.holdout", "0.4", "--data.eval_split", "none")
     return train("video_mae", tmp_path_factory.mktemp("run") / "clips", *data, *CLIPS)
 
 
@@ -226,8 +226,8 @@ def test_what_is_wrong_is_one_line(
     assert not (tmp_path / "a.parquet").exists()
 
 
-def test_views_of_clips_are_averaged_or_kept_apart(video_run: Path, films: Path, tmp_path: Path) -> None:
-    argv = ["extract", str(video_run), "--source", str(films), "--eval_clips", "2", "--eval_crops", "3", "--workers", "0", *CPU]
+def test_views_of_clips_are_averaged_or_kept_apart(video_run: Path, videos: Path, tmp_path: Path) -> None:
+    argv = ["extract", str(video_run), "--source", str(videos), "--eval_clips", "2", "--eval_crops", "3", "--workers", "0", *CPU]
     for name, views in (("mean.parquet", "mean"), ("all.parquet", "all"), ("all.safetensors", "all")):
         ask([*argv, "--views", views, "--shard", "4", "--out", str(tmp_path / name)])
     every = parquet.read_table(tmp_path / "all.parquet")
@@ -237,7 +237,7 @@ def test_views_of_clips_are_averaged_or_kept_apart(video_run: Path, films: Path,
     assert mean.values.shape == (6, 24)
     torch.testing.assert_close(apart.values, mean.values, atol=1e-6, rtol=1e-5)
     model = mmm.load(video_run).eval()
-    views = LoadedModelConfig(model=str(video_run), source=str(films), eval_clips=2, eval_crops=3, device="cpu")
+    views = LoadedModelConfig(model=str(video_run), source=str(videos), eval_clips=2, eval_crops=3, device="cpu")
     data = replace(load_model(views).data, holdout=0.0)
     pixels, _ = open_data(data, "train").eval_views(torch.tensor([4]))
     with torch.no_grad():
@@ -336,13 +336,13 @@ def test_a_file_of_the_held_out_part_says_so(run: Path, tiles: Path, tmp_path: P
 def test_sliding_windows_have_a_row_and_a_time_each(
     suffix: str, video_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    films = tmp_path / "films"
-    films.mkdir()
+    videos = tmp_path / "videos"
+    videos.mkdir()
     for name, count in (("long", 100), ("short", 5)):
-        write(films / f"{name}.mp4", count=count, size=(24, 32))
-    (films / "broken.mp4").write_bytes(b"no film")
+        write(videos / f"{name}.mp4", count=count, size=(24, 32))
+    (videos / "broken.mp4").write_bytes(b"no video")
     out = tmp_path / f"windows.{suffix}"
-    flags = ("--source", str(films), "--holdout", "0.0", *CPU)
+    flags = ("--source", str(videos), "--holdout", "0.0", *CPU)
     found = ask(["extract", str(video_run), "--every", "0.5", "--shard", "4", "--out", str(out), *flags])
     starts = [round(0.5 * number * 30) for number in range(7)]  # the last window that fits has frames 90 to 96
     assert (found["rows"], [Path(problem["name"]).name for problem in found["problems"]]) == (8, ["broken.mp4"])
@@ -354,7 +354,7 @@ def test_sliding_windows_have_a_row_and_a_time_each(
     config = load_model(LoadedModelConfig(model=str(video_run), device="cpu")).data
     frames = [[start + 2 * place for place in range(4)] for start in starts]
     numbers = [number for clip in frames for number in clip]
-    pixels = read_clip(films / "long.mp4", numbers, size=16, channels=1)  # (7 T, h, w, C)
+    pixels = read_clip(videos / "long.mp4", numbers, size=16, channels=1)  # (7 T, h, w, C)
     left = (pixels.shape[2] - 16) // 2
     clips = torch.from_numpy(pixels[:, :, left : left + 16]).unflatten(0, (7, 4)).permute(0, 4, 1, 2, 3)  # (7, C, T, h, w)
     x = normalise(clips, config.mean, config.std)

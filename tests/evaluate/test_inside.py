@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image, ImageChops
-from test_extract import CPU, ask, films, run, video_run  # noqa: F401 (fixtures)
+from test_extract import CPU, ask, run, video_run, videos  # noqa: F401 (fixtures)
 
 from mmm import Input, Mask, MaskedModel
 from mmm.encoders import Hiera, VisionTransformer
@@ -390,8 +390,8 @@ def test_a_hierarchical_encoder_is_inspected_as_far_as_it_goes(build: Callable[.
     assert "Not measured: gain of noise; the stages of Hiera have tokens of different sizes." in page
 
 
-def test_inspect_of_clips(video_run: Path, films: Path, tmp_path: Path) -> None:  # noqa: F811
-    found = ask(["inspect", str(video_run), "--source", str(films), "--out", str(tmp_path / "clips"), *CPU])
+def test_inspect_of_clips(video_run: Path, videos: Path, tmp_path: Path) -> None:  # noqa: F811
+    found = ask(["inspect", str(video_run), "--source", str(videos), "--out", str(tmp_path / "clips"), *CPU])
     (one,) = found["models"].values()
     assert one["errors"]["psnr_by_ratio"]
     assert sum(row["tokens"] for row in one["errors"]["by_motion"]) == sum(row["tokens"] for row in one["errors"]["by_distance"])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_extract import ask, films, video_run  # noqa: F401 (fixtures)
+from test_extract import ask, video_run, videos  # noqa: F401 (fixtures)
 
 from mmm.evaluate.plots.image_grid import NOTHING, to_rgb
 from mmm.evaluate.reconstruction.video import FPS, SIDE, STRIP, animate, strip_of
@@ -57,12 +57,12 @@ def test_what_moves_shows_every_frame(tmp_path: Path) -> None:
         for number in range(5):
             picture.seek(number)
             shown.append(np.asarray(picture.convert("RGB")))
-    films_shown = frames_of(video)
-    assert len(films_shown) == 5
+    video_frames = frames_of(video)
+    assert len(video_frames) == 5
     with av.open(str(video)) as file:
         assert file.streams.video[0].average_rate == pytest.approx(FPS)
-    assert films_shown[0].shape[0] % 2 == films_shown[0].shape[1] % 2 == 0
-    for frames in (shown, films_shown):
+    assert video_frames[0].shape[0] % 2 == video_frames[0].shape[1] % 2 == 0
+    for frames in (shown, video_frames):
         place = (frames[0].shape[0] // 2, 60)
         values = [float(frame[place].mean()) / 255 for frame in frames]
         assert values == pytest.approx(light.tolist(), abs=0.04)
@@ -70,12 +70,12 @@ def test_what_moves_shows_every_frame(tmp_path: Path) -> None:
 
 def test_reconstruct_draws_clips_thrice(
     video_run: Path,  # noqa: F811
-    films: Path,  # noqa: F811
+    videos: Path,  # noqa: F811
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = shutil.copytree(video_run, tmp_path / "run")
-    argv = ["reconstruct", str(run), "--source", str(films), "--samples", "3", "--device", "cpu", "--workers", "0"]
+    argv = ["reconstruct", str(run), "--source", str(videos), "--samples", "3", "--device", "cpu", "--workers", "0"]
     found = ask([*argv, "--out", str(tmp_path / "clips.png")])
     said = capsys.readouterr().out
     for name, suffix in (("picture", ".png"), ("animation", ".webp"), ("video", ".mp4")):

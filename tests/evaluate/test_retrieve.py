@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import reset_accelerate
 from PIL import Image
-from test_extract import CPU, ask, films, run, tiles, video_run  # noqa: F401 (fixtures)
+from test_extract import CPU, ask, run, tiles, video_run, videos  # noqa: F401 (fixtures)
 
 from mmm.data import ImagesConfig, open_images
 from mmm.evaluate.features.retrieval import FeatureIndex, nearest, retrieve
@@ -98,9 +98,9 @@ def test_a_file_of_features_gives_what_the_model_does(
         assert said in capsys.readouterr().err
 
 
-def test_clips_are_retrieved_too(video_run: Path, films: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_clips_are_retrieved_too(video_run: Path, videos: Path, tmp_path: Path) -> None:  # noqa: F811
     out = tmp_path / "clips.png"
-    found = ask(["retrieve", str(video_run), "--source", str(films), "--samples", "2", "--k", "2", "--out", str(out), *CPU])
+    found = ask(["retrieve", str(video_run), "--source", str(videos), "--samples", "2", "--k", "2", "--out", str(out), *CPU])
     assert [len(query["neighbours"]) for query in found["queries"]] == [2, 2]
     assert {query["label"] for query in found["queries"]} <= {"left", "right"}
     assert Image.open(out).size[0] > 3 * 160

@@ -27,22 +27,22 @@ QUICK = FewShotConfig(labels_per_class=5, heads=2, rates=(1e-3, 1e-2), steps=12,
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return motion_folder(tmp_path_factory.mktemp("films"), {"train": 48, "validation": 8, "test": 16})
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return motion_folder(tmp_path_factory.mktemp("videos"), {"train": 48, "validation": 8, "test": 16})
 
 
-def opened(films: Path, split: str) -> Clips:
-    data = ClipsConfig(source=str(films), frames=4, stride=4, image_size=8, channels=1, mean=(0.5,), std=(0.2,), workers=0)
+def opened(videos: Path, split: str) -> Clips:
+    data = ClipsConfig(source=str(videos), frames=4, stride=4, image_size=8, channels=1, mean=(0.5,), std=(0.2,), workers=0)
     part = open_data(data, split)
     assert isinstance(part, Clips)
     return part
 
 
-def judged(build: Build, films: Path, config: FewShotConfig = QUICK, test: Clips | None = None) -> dict[str, Any]:
+def judged(build: Build, videos: Path, config: FewShotConfig = QUICK, test: Clips | None = None) -> dict[str, Any]:
     torch.manual_seed(0)
     model, other = (build((4, 8, 8), channels=1) for _ in range(2))
     models = {"trained": model, "untrained": other, "again": model}
-    return evaluate_few_shot(models, opened(films, "train"), test or opened(films, "test"), config, device="cpu", batch_size=20)
+    return evaluate_few_shot(models, opened(videos, "train"), test or opened(videos, "test"), config, device="cpu", batch_size=20)
 
 
 def where(tokens: int = 6, samples: int = 120, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -68,33 +68,33 @@ def test_the_probe_reads_what_only_some_token_says() -> None:
     assert probe_few_shot((known[0], mixed), held, asked, SHAPE, 2, config)["top1"] < 0.75
 
 
-def test_the_test_part_chooses_nothing(build: Build, films: Path) -> None:
-    test = opened(films, "test")
-    first = judged(build, films, test=test)
+def test_the_test_part_chooses_nothing(build: Build, videos: Path) -> None:
+    test = opened(videos, "test")
+    first = judged(build, videos, test=test)
     labels = test.table.labels
     assert labels is not None
-    turned = opened(films, "test")
+    turned = opened(videos, "test")
     turned.table = replace(turned.table, labels=(labels + 1) % 8)
-    second = judged(build, films, test=turned)
+    second = judged(build, videos, test=turned)
     for kind in ("probe", "one_frame"):
         for name in ("trained", "untrained"):
             assert first[kind][name]["held_back"] == second[kind][name]["held_back"]
             assert first[kind][name]["rate"] == second[kind][name]["rate"]
 
 
-def test_equal_encoders_score_equally(build: Build, films: Path) -> None:
+def test_equal_encoders_score_equally(build: Build, videos: Path) -> None:
     """The scores do not depend on the order of encoders, or on random numbers drawn before."""
-    found = judged(build, films)
+    found = judged(build, videos)
     for kind in ("probe", "one_frame"):
         assert found[kind]["trained"] == found[kind]["again"]
         assert found[kind]["trained"] != found[kind]["untrained"]
         for score in found[kind].values():
             assert score["held_back"][str(score["rate"])] == max(score["held_back"].values())
-    assert found == judged(build, films)
+    assert found == judged(build, videos)
 
 
-def test_what_is_told(build: Build, films: Path) -> None:
-    found = judged(build, films)
+def test_what_is_told(build: Build, videos: Path) -> None:
+    found = judged(build, videos)
     assert (found["labels"], found["test"], found["classes"]) == (40, 16, 8)
     assert set(found["controls"]) == {"raw_pixels", "one_frame"}
     text = format_few_shot(found)
@@ -102,7 +102,7 @@ def test_what_is_told(build: Build, films: Path) -> None:
         assert words in text
 
 
-def test_one_frame_shows_one_frame(build: Build, films: Path) -> None:
+def test_one_frame_shows_one_frame(build: Build, videos: Path) -> None:
     """Other frames around the middle one change the probe of clips, but not the probe of one frame or the score of its pixels."""
 
     class Frozen(Clips):
@@ -111,23 +111,23 @@ def test_one_frame_shows_one_frame(build: Build, films: Path) -> None:
             return pixels[:, :, 2:3].expand_as(pixels).contiguous(), failed
 
     def still(split: str) -> Clips:
-        part = opened(films, split)
+        part = opened(videos, split)
         return Frozen(part.table, part.config, part.rows, part.where)
 
     torch.manual_seed(0)
     models = {"trained": build((4, 8, 8), channels=1)}
-    moving = evaluate_few_shot(models, opened(films, "train"), opened(films, "test"), QUICK, device="cpu")
+    moving = evaluate_few_shot(models, opened(videos, "train"), opened(videos, "test"), QUICK, device="cpu")
     standing = evaluate_few_shot(models, still("train"), still("test"), QUICK, device="cpu")
     assert moving["one_frame"] == standing["one_frame"]
     assert moving["controls"]["one_frame"] == standing["controls"]["one_frame"]
     assert moving["probe"] != standing["probe"]
 
 
-def test_samples_without_labels_are_refused(build: Build, films: Path) -> None:
-    part = opened(films, "train")
+def test_samples_without_labels_are_refused(build: Build, videos: Path) -> None:
+    part = opened(videos, "train")
     part.table = replace(part.table, labels=None)
     with pytest.raises(ValueError, match="have no labels"):
-        evaluate_few_shot({"trained": build((4, 8, 8), channels=1)}, part, opened(films, "test"), QUICK, device="cpu")
+        evaluate_few_shot({"trained": build((4, 8, 8), channels=1)}, part, opened(videos, "test"), QUICK, device="cpu")
 
 
 @pytest.mark.parametrize(

@@ -12,42 +12,42 @@ from contextlib import suppress
 
 import pytest
 
+from benchmarks.reliability.audit import Audit, CanaryWatch
 from benchmarks.reliability.corpus import CASES
-from benchmarks.reliability.hostile import FEWEST, check_file, make_bait
-from benchmarks.reliability.watch import Audit, Bait
+from benchmarks.reliability.hostile import MIN_INPUTS, check_input, write_canaries
 
 if not sys.platform.startswith("linux"):
     pytest.skip("the kernel's watch is Linux's", allow_module_level=True)
 
 
 @pytest.fixture(scope="module")
-def bait(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("hostile") / "bait"
-    make_bait(folder)
+def canaries(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hostile") / "canaries"
+    write_canaries(folder)
     return folder
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(bait, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(bait.parent / "cache"))
+def _own_cache(canaries, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(canaries.parent / "cache"))
 
 
-def test_there_are_many():
-    assert len(CASES) >= FEWEST
+def test_there_are_many_inputs():
+    assert len(CASES) >= MIN_INPUTS
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
-def test_it_is_refused_or_read_as_data(name, tmp_path, bait):
-    said, wrong = check_file(name, tmp_path / "case", bait)
-    assert not wrong, wrong
-    assert said.startswith(("refused", "read"))
+def test_it_is_refused_or_read_as_data(name, tmp_path, canaries):
+    outcome, failures = check_input(name, tmp_path / "case", canaries)
+    assert not failures, failures
+    assert outcome.startswith(("refused", "read"))
 
 
 # --- the hook detects accesses -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "act",
+    "action",
     [
         lambda outside: (outside / "text.txt").read_text(),
         lambda outside: os.open(outside / "text.txt", os.O_RDONLY),
@@ -59,29 +59,29 @@ def test_it_is_refused_or_read_as_data(name, tmp_path, bait):
         lambda outside: os.remove(outside / "text.txt"),
     ],
 )
-def test_the_hook_sees_it(act, tmp_path):
+def test_the_hook_records_it(action, tmp_path):
     (tmp_path / "root").mkdir()
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "text.txt").write_text("x")
-    with Audit.installed().over(tmp_path / "root") as seen, suppress(OSError):
-        act(outside)
-    assert seen
+    with Audit.installed().record(tmp_path / "root") as recorded, suppress(OSError):
+        action(outside)
+    assert recorded
 
 
-def test_the_hook_lets_a_user_work(tmp_path):
-    with Audit.installed().over(tmp_path) as seen:
+def test_the_hook_allows_what_a_user_does(tmp_path):
+    with Audit.installed().record(tmp_path) as recorded:
         (tmp_path / "x").write_text("x")
         (tmp_path / "x").read_text()
         import colorsys  # noqa: F401
-    assert not seen
+    assert not recorded
 
 
-def test_the_kernel_sees_what_the_hook_does_not(tmp_path):
+def test_the_kernel_reports_what_the_hook_does_not(tmp_path):
     (tmp_path / "text.txt").write_text("x")
-    watched = Bait(tmp_path)
-    assert not watched.touched()
+    watch = CanaryWatch(tmp_path)
+    assert not watch.opened()
     subprocess.run(["cat", str(tmp_path / "text.txt")], check=True, capture_output=True)
-    assert watched.touched()
-    assert not watched.touched()
-    watched.close()
+    assert watch.opened()
+    assert not watch.opened()
+    watch.close()

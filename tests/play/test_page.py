@@ -65,7 +65,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     photograph = Image.fromarray(tiles).resize((150, 170), Image.Resampling.BICUBIC)
     photograph.save(folder / "images" / "photograph.jpg", quality=92)
     Image.fromarray(builtin("coffee").source[0]).save(folder / "images" / "coffee.png")
-    write(folder / "film.mp4", count=24)
+    write(folder / "video.mp4", count=24)
     return folder
 
 
@@ -272,11 +272,11 @@ def test_a_token_is_clicked(page: Any) -> None:
 
 def test_a_film(page: Any, served: Any, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settled(page, lambda: choose(page, "Model", "clips"))
-    settled(page, lambda: page.set_input_files("input[type=file]", str(place / "film.mp4")))
+    settled(page, lambda: page.set_input_files("input[type=file]", str(place / "video.mp4")))
     page.get_by_text("Draw the mask by a masker").click()
     choose(page, "Masker", "tube")
     settled(page, lambda: page.click("#draw"))
-    expected = reconstructed(monkeypatch, place, "clips", place / "film.mp4", ratio=0.75)
+    expected = reconstructed(monkeypatch, place, "clips", place / "video.mp4", ratio=0.75)
     shown = picture(page, "visible + predicted").reshape(4, 32, 32, 3)
     assert np.array_equal(shown, np.stack([to_rgb(expected[3][:, :, t])[0].numpy() for t in range(4)]))
     page.locator("#view input[type=range]").fill("3")

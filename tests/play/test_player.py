@@ -120,12 +120,12 @@ def test_masks_with_replaced_tokens_are_those_of_reconstruct(save: Save, tmp_pat
 
 def test_it_shows_of_a_film_what_reconstruct_draws(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("av")
-    film, model = write(tmp_path / "film.mp4", count=24), save("clips", (4, 16, 16))
+    video, model = write(tmp_path / "video.mp4", count=24), save("clips", (4, 16, 16))
     player = Player(Models([model]))
-    board = player.open("me", read_sample(film), "clips")
+    board = player.open("me", read_sample(video), "clips")
     assert (board["grid"], board["frames"]) == ([2, 2, 2], 4)
     view, _ = player.show("me", ["clips"])
-    for frames, pixels in zip(shown(view), columns_of(monkeypatch, tmp_path, model, film), strict=True):
+    for frames, pixels in zip(shown(view), columns_of(monkeypatch, tmp_path, model, video), strict=True):
         assert np.array_equal(frames, np.concatenate([to_rgb(pixels[:, :, t]).numpy() for t in range(4)]))
     assert view["labels"] == [f"frame {t} of 4" for t in (1, 2, 3, 4)]
 
@@ -260,7 +260,7 @@ def test_the_nearest_image_of_a_folder(save: Save, tmp_path: Path) -> None:
 
 def test_uploads_are_read_by_content_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = photograph(tmp_path / "photograph.jpg")
-    assert not read_sample(path.rename(tmp_path / "film.mp4"), "mine").video
+    assert not read_sample(path.rename(tmp_path / "video.mp4"), "mine").video
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"x" * 99)
     (tmp_path / "words.mp4").write_text("no video")
     (tmp_path / "empty.jpg").touch()
@@ -269,20 +269,20 @@ def test_uploads_are_read_by_content_and_bounded(tmp_path: Path, monkeypatch: py
             read_sample(tmp_path / name)
     monkeypatch.setattr("mmm.play.sample.MAX_BYTES", 1000)
     with pytest.raises(Unreadable, match="MB are accepted"):
-        read_sample(tmp_path / "film.mp4")
+        read_sample(tmp_path / "video.mp4")
 
 
 def test_long_and_large_films_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("av")
-    film = write(tmp_path / "film.mp4", count=12)
-    assert read_sample(film).video
+    video = write(tmp_path / "video.mp4", count=12)
+    assert read_sample(video).video
     monkeypatch.setattr("mmm.play.sample.MAX_FRAMES", 11)
     with pytest.raises(Unreadable, match="12 frames"):
-        read_sample(film)
+        read_sample(video)
     monkeypatch.undo()
     monkeypatch.setattr("mmm.play.sample.MAX_FRAME_PIXELS", 100)
     with pytest.raises(Unreadable, match="pixels"):
-        read_sample(film)
+        read_sample(video)
 
 
 def test_visitors_share_nothing_and_leave_nothing(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,10 +321,10 @@ def test_the_steps_of_a_run(run_recipe: Callable[..., Any], tmp_path: Path) -> N
     assert models.names == ["run, step 2", "run, step 1", "run, step 1 (2)"]
     player = Player(models)
     player.open("me", builtin("coffee"), "run, step 2")
-    film = player.steps("me", "run, step 2")
-    assert [label.split(":")[0] for label in film["labels"]][::2] == ["step 1", "step 2"]
+    video = player.steps("me", "run, step 2")
+    assert [label.split(":")[0] for label in video["labels"]][::2] == ["step 1", "step 2"]
     last, _ = player.show("me", ["run, step 2"])
-    assert np.array_equal(shown(film)[1][-1], shown(last)[2][0])
+    assert np.array_equal(shown(video)[1][-1], shown(last)[2][0])
 
 
 def test_a_model_without_steps_and_no_model(save: Save) -> None:

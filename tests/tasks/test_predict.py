@@ -92,8 +92,8 @@ def test_a_film(build: Callable[..., MaskedModel], tmp_path: Path) -> None:
     """The probabilities of a video are the mean over its clips."""
     classifier = Classifier.of(build(size=(4, 16, 16)), classes=2)
     classifier.save_pretrained(tmp_path / "model")
-    film = write(tmp_path / "film.mp4")
-    (row,) = ask(["predict", str(tmp_path / "model"), str(film), "--eval_clips", "2", *CPU])["predictions"]
+    video = write(tmp_path / "video.mp4")
+    (row,) = ask(["predict", str(tmp_path / "model"), str(video), "--eval_clips", "2", *CPU])["predictions"]
     assert sum(row["classes"].values()) == pytest.approx(1)
     assert torch.tensor(list(row["classes"].values())).isfinite().all()
 

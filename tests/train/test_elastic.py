@@ -165,8 +165,8 @@ def learn(folder: Path, config: pretrain.Config, workers: int, *, stop: int | No
 def main(folder: Path, medium: str, whole: list[list[int]], rest: list[list[int]]) -> None:
     config = CONFIG
     if medium == "clips":
-        (folder / "films").mkdir()
-        config = replace(CONFIG, data=clips(folder / "films"), tokenizer=Tubes.Config(size=4, frames=2))
+        (folder / "videos").mkdir()
+        config = replace(CONFIG, data=clips(folder / "videos"), tokenizer=Tubes.Config(size=4, frames=2))
     log = folder / "log"
     begun = fork_ranks(2, partial(learn, folder / "begun", config, 1, stop=STOP), log)
     pids = [pid for p, w in whole for pid in fork_ranks(p, partial(learn, folder / f"whole_{p}_{w}", config, w), log)]

@@ -26,9 +26,9 @@ SMALL = (*PARTS, "--decoder.depth", "1", *CLIPS, "--train.precision", "fp32")
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Writes twelve videos of two classes, and returns their folder."""
-    root = tmp_path_factory.mktemp("films")
+    root = tmp_path_factory.mktemp("videos")
     for label, codec in (("left", "libx264"), ("right", "mpeg4")):
         for i in range(6):
             (root / label).mkdir(exist_ok=True)
@@ -37,8 +37,8 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("name", "preset"), [("video_mae", "kinetics"), ("video_crossmae", "ssv2"), ("video_mae", "ucf101")])
-def test_a_recipe_trains_and_is_judged(name: str, preset: str, films: Path, run_recipe: Run, tmp_path: Path) -> None:
-    flags = ("--preset", preset, "--data.source", str(films), "--data.holdout", "0.4", "--data.eval_clips", "2", *SMALL)
+def test_a_recipe_trains_and_is_judged(name: str, preset: str, videos: Path, run_recipe: Run, tmp_path: Path) -> None:
+    flags = ("--preset", preset, "--data.source", str(videos), "--data.holdout", "0.4", "--data.eval_clips", "2", *SMALL)
     judged = ("--evaluate", "masked_loss", "features", "reconstruction", "--evaluate.features.k", "3")
     judged += ("--evaluate.features.labels_per_class", "2")
     run = tmp_path / "run"
@@ -57,20 +57,20 @@ def test_a_recipe_trains_and_is_judged(name: str, preset: str, films: Path, run_
     assert not found["problems"]
 
 
-def test_features_of_a_video_are_the_mean_of_its_views(films: Path, run_recipe: Run, tmp_path: Path) -> None:
+def test_features_of_a_video_are_the_mean_of_its_views(videos: Path, run_recipe: Run, tmp_path: Path) -> None:
     from mmm.data import eval_batches
     from mmm.data.transforms.crop import normalise
     from mmm.evaluate.features.table import encoded, extract_features
     from mmm.evaluate.loaded_model import LoadedModelConfig, load_model, open_train
 
     run = tmp_path / "run"
-    run_recipe("video_mae", "--preset", "kinetics", "--data.source", str(films), *SMALL, "--folder", str(run))
+    run_recipe("video_mae", "--preset", "kinetics", "--data.source", str(videos), *SMALL, "--folder", str(run))
     loaded = load_model(LoadedModelConfig(model=str(run), eval_clips=2, eval_crops=3, device="cpu"))
-    videos = open_train(loaded.data)
+    clips = open_train(loaded.data)
     assert loaded.trained is not None
-    table = extract_features(videos, {"mean": encoded(loaded.trained, "mean")}, device="cpu", batch_size=13)["mean"]
-    assert table.index.tolist() == list(range(len(videos)))
-    for batch in eval_batches(videos, loaded.data, batch_size=6):  # one video at a time
+    table = extract_features(clips, {"mean": encoded(loaded.trained, "mean")}, device="cpu", batch_size=13)["mean"]
+    assert table.index.tolist() == list(range(len(clips)))
+    for batch in eval_batches(clips, loaded.data, batch_size=6):  # one video at a time
         assert len(batch) == 6
         x = normalise(batch.pixels, loaded.data.mean, loaded.data.std)
         with torch.no_grad():
@@ -78,9 +78,9 @@ def test_features_of_a_video_are_the_mean_of_its_views(films: Path, run_recipe: 
         torch.testing.assert_close(table.values[batch.index[0]], plain, rtol=1e-4, atol=1e-5)
 
 
-def test_stopped_in_an_epoch_and_resumed_is_never_stopped(films: Path, run_recipe: Run, tmp_path: Path) -> None:
+def test_stopped_in_an_epoch_and_resumed_is_never_stopped(videos: Path, run_recipe: Run, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    flags = ("--preset", "kinetics", "--data.source", str(films), *SMALL, "--data.repeats", "2", "--data.workers", "2")
+    flags = ("--preset", "kinetics", "--data.source", str(videos), *SMALL, "--data.repeats", "2", "--data.workers", "2")
     flags += ("--encoder.drop_path", "0.3", "--train.micro_batch_size", "4", "--train.steps", "5", "--train.save_every", "3")
     for folder in (one, two):
         run_recipe("video_mae", *flags, "--folder", str(folder))
@@ -91,8 +91,8 @@ def test_stopped_in_an_epoch_and_resumed_is_never_stopped(films: Path, run_recip
         assert all(torch.equal(a[name], b[name]) for name in a | b)
 
 
-def test_two_processes_are_one_run(films: Path, tmp_path: Path) -> None:
-    flags = ("--preset", "kinetics", "--data.source", str(films), *CLIPS, "--train.batch_size", "8", "--train.steps", "3")
+def test_two_processes_are_one_run(videos: Path, tmp_path: Path) -> None:
+    flags = ("--preset", "kinetics", "--data.source", str(videos), *CLIPS, "--train.batch_size", "8", "--train.steps", "3")
     flags += ("--encoder.drop_path", "0.2", "--data.holdout", "0.3", "--train.micro_batch_size", "4")
     one = launch(1, tmp_path / "one", *flags, recipe="video_mae")
     two = launch(2, tmp_path / "two", *flags, recipe="video_mae")
@@ -163,8 +163,8 @@ def test_damaged_files_are_named_replaced_in_training_and_never_in_evaluation(
         run_recipe("video_mae", *flags, "--data.max_bad", "0.1", "--folder", str(tmp_path / "strict"))
 
 
-def test_the_dry_run_says_what_repeats_do(films: Path, run_recipe: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ("--preset", "kinetics", "--data.source", str(films), "--data.holdout", "0.4", *SMALL, "--data.repeats", "4")
+def test_the_dry_run_says_what_repeats_do(videos: Path, run_recipe: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--preset", "kinetics", "--data.source", str(videos), "--data.holdout", "0.4", *SMALL, "--data.repeats", "4")
     run_recipe("video_mae", *flags, "--dry_run", "--train.steps", "7")
     shown = {line.split("  ")[0]: line.split("  ")[-1].strip() for line in capsys.readouterr().out.splitlines()}
     assert shown["epochs"] == "2 of 28 samples"  # 5 of 12 videos are held out, so 7 remain
@@ -177,8 +177,8 @@ JOINT = ("--second.data.image_size", "16", "--second.data.workers", "0", "--seco
 
 
 @pytest.fixture
-def joint(films: Path) -> tuple[str, ...]:
-    sources = ("--data.source", str(films), "--data.holdout", "0.4", "--second.data.source", "builtin:photographs")
+def joint(videos: Path) -> tuple[str, ...]:
+    sources = ("--data.source", str(videos), "--data.holdout", "0.4", "--second.data.source", "builtin:photographs")
     return ("--preset", "ssv2_imagenet", *sources, *SMALL, *JOINT)
 
 
@@ -228,7 +228,7 @@ def test_the_second_source_matters(joint: tuple[str, ...], run_recipe: Run, tmp_
         assert other["loss"] != plain["loss"]
 
 
-def test_without_a_second_source_there_are_no_flags_of_it(films: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_second_source_there_are_no_flags_of_it(videos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = load_recipe("video_mae")
     with pytest.raises(SystemExit):
         cli(recipe.pretrain.run, presets=recipe.PRESETS, doc="", argv=["--preset", "kinetics", "--second.weight", "2"])

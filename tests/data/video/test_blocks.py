@@ -19,8 +19,8 @@ CONFIG = ClipsConfig(image_size=32, frames=4, stride=2, workers=0, holdout=0.0)
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("films")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("videos")
     return {
         "closed": write(folder / "closed.mp4"),
         "open": write(folder / "open.mp4", options={"x264-params": "open-gop=1:keyint=12:min-keyint=12:scenecut=0:bframes=3"}),
@@ -38,9 +38,9 @@ class Whole:
 
 
 @pytest.mark.parametrize("size", [1, 30_000, 2**40])  # one frame per block, three (the last block has one), all
-def test_blocks_hold_what_reading_gives(films: dict[str, Path], size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_hold_what_reading_gives(videos: dict[str, Path], size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "BLOCK", size)
-    for kind, path in films.items():
+    for kind, path in videos.items():
         with OpenVideo(path) as video:
             wanted = [0, 3, 3, len(video) - 1, 1]
             got = {}
@@ -51,23 +51,23 @@ def test_blocks_hold_what_reading_gives(films: dict[str, Path], size: int, monke
             assert np.array_equal(np.stack([got[number] for number in wanted]), video.read(wanted)), kind
 
 
-def test_other_backends_give_one_block(films: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_backends_give_one_block(videos: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     plain = BACKENDS["av"]
 
     def whole(source: Source) -> Video:
         return Whole(plain(source))
 
-    with OpenVideo(films["closed"]) as video:
+    with OpenVideo(videos["closed"]) as video:
         expected = video.read([1, 5])
     monkeypatch.setitem(BACKENDS, "av", whole)
-    with OpenVideo(films["closed"]) as video:
+    with OpenVideo(videos["closed"]) as video:
         ((numbers, pixels),) = video.blocks([5, 1], 3)
     assert numbers == [1, 5]
     assert np.array_equal(pixels, expected)
 
 
-def test_a_frame_that_is_not_there_or_has_other_channels(films: dict[str, Path]) -> None:
-    with OpenVideo(films["closed"]) as video:
+def test_a_frame_that_is_not_there_or_has_other_channels(videos: dict[str, Path]) -> None:
+    with OpenVideo(videos["closed"]) as video:
         with pytest.raises(IndexError, match=r"frames \[-1\] of a video of"):
             next(video.blocks([-1], 3))
         with pytest.raises(IndexError):
@@ -77,8 +77,10 @@ def test_a_frame_that_is_not_there_or_has_other_channels(films: dict[str, Path])
 
 
 @pytest.mark.parametrize("repeat", ["crop", "clip"])
-def test_samples_do_not_depend_on_the_size_of_a_block(films: dict[str, Path], repeat: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    clips = open_data(replace(CONFIG, source=str(films["closed"].parent), repeat=repeat, frames=8), "train")
+def test_samples_do_not_depend_on_the_size_of_a_block(
+    videos: dict[str, Path], repeat: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = open_data(replace(CONFIG, source=str(videos["closed"].parent), repeat=repeat, frames=8), "train")
     assert isinstance(clips, Clips)
     index = torch.arange(len(clips))
     keys = sample_keys(0, 0, index[:, None], repeat=torch.arange(3)).flatten()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from video_files import all_frames, make_zoo, pictures, write
+from video_files import all_frames, make_videos, pictures, write
 
 from mmm.core.rng import sample_keys
 from mmm.data import Batch, Clips, ClipsConfig, ImagesConfig, eval_batches, open_data, train_batches
@@ -163,13 +163,13 @@ def test_crops_of_evaluation_spread_over_the_long_side() -> None:
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Writes videos of nine kinds in two classes."""
-    zoo, root = make_zoo(tmp_path_factory.mktemp("zoo")), tmp_path_factory.mktemp("tree")
+    videos, root = make_videos(tmp_path_factory.mktemp("videos")), tmp_path_factory.mktemp("tree")
     for i, kind in enumerate(
         ("closed", "open", "mpeg4_avi", "variable_rate", "one_frame", "odd_size", "mpeg_ts", "raw", "h264_avi")
     ):
         (root / f"class{i % 2}").mkdir(exist_ok=True)
-        suffix = ".mp4" if kind == "raw" else zoo[kind].suffix  # the content, not the suffix, gives the format
-        (root / f"class{i % 2}" / f"{i}{suffix}").write_bytes(zoo[kind].read_bytes())
+        suffix = ".mp4" if kind == "raw" else videos[kind].suffix  # the content, not the suffix, gives the format
+        (root / f"class{i % 2}" / f"{i}{suffix}").write_bytes(videos[kind].read_bytes())
     return root
 
 

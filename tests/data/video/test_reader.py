@@ -15,7 +15,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from video_files import FRAMES, all_frames, flipped, make_zoo, pictures, remux, sound, trimmed, write
+from video_files import FRAMES, all_frames, flipped, make_videos, pictures, remux, sound, trimmed, write
 
 from mmm.data import Unreadable
 from mmm.data.decode.video import OpenVideo, packets, probe, read_clip, require
@@ -32,8 +32,8 @@ DECORD = pytest.param(
 
 
 @pytest.fixture(scope="module")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_zoo(tmp_path_factory.mktemp("zoo"))
+def videos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return make_videos(tmp_path_factory.mktemp("videos"))
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +64,10 @@ def assert_exact(path: Path, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", ["av", DECORD])
 @pytest.mark.parametrize("kind", KINDS)
-def test_frames_are_those_of_a_full_decode(zoo: dict[str, Path], kind: str, backend: str) -> None:
-    if kind not in zoo:
+def test_frames_are_those_of_a_full_decode(videos: dict[str, Path], kind: str, backend: str) -> None:
+    if kind not in videos:
         pytest.skip(f"this PyAV cannot encode {kind}")
-    assert_exact(zoo[kind], backend)
+    assert_exact(videos[kind], backend)
 
 
 @pytest.mark.parametrize("backend", ["av", DECORD])
@@ -77,67 +77,67 @@ def test_real_files_are_exact(clips: Path, name: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["closed", "long_group", "variable_rate", "odd_size", "mpeg4_avi"])
-def test_decord_itself_reads_clean_files_and_agrees_in_every_bit(zoo: dict[str, Path], kind: str) -> None:
+def test_decord_itself_reads_clean_files_and_agrees_in_every_bit(videos: dict[str, Path], kind: str) -> None:
     pytest.importorskip("decord")
     from mmm.data.decode.video.decord import DecordVideo
 
-    with OpenVideo(zoo[kind], "decord") as video:
+    with OpenVideo(videos[kind], "decord") as video:
         assert isinstance(video.video, DecordVideo)
-    for frames in draws(len(all_frames(zoo[kind])), seed=1):
-        assert np.array_equal(read_clip(zoo[kind], frames), read_clip(zoo[kind], frames, backend="decord"))
+    for frames in draws(len(all_frames(videos[kind])), seed=1):
+        assert np.array_equal(read_clip(videos[kind], frames), read_clip(videos[kind], frames, backend="decord"))
 
 
 @pytest.mark.parametrize("kind", ["open", "hevc_open", "h264_avi", "mpeg_ts", "no_first_key", "ten_bit", "interlaced"])
-def test_pyav_takes_over_where_decord_is_not_exact(zoo: dict[str, Path], kind: str) -> None:
+def test_pyav_takes_over_where_decord_is_not_exact(videos: dict[str, Path], kind: str) -> None:
     pytest.importorskip("decord")
     from mmm.data.decode.video.decord import DecordVideo
 
-    with OpenVideo(zoo[kind], "decord") as video:
+    with OpenVideo(videos[kind], "decord") as video:
         assert not isinstance(video.video, DecordVideo)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_torchcodec_agrees(zoo: dict[str, Path], kind: str) -> None:
+def test_torchcodec_agrees(videos: dict[str, Path], kind: str) -> None:
     try:
         importlib.import_module("torchcodec.decoders")
     except (ImportError, RuntimeError) as error:
         pytest.skip(f"torchcodec cannot be used: {str(error).splitlines()[0]}")
-    if kind in zoo:
-        assert_exact(zoo[kind], "torchcodec")
+    if kind in videos:
+        assert_exact(videos[kind], "torchcodec")
 
 
-def test_frames_are_chosen_by_the_time_at_which_they_are_shown(zoo: dict[str, Path]) -> None:
-    truth = all_frames(zoo["variable_rate"])
-    with OpenVideo(zoo["variable_rate"]) as video:
+def test_frames_are_chosen_by_the_time_at_which_they_are_shown(videos: dict[str, Path]) -> None:
+    truth = all_frames(videos["variable_rate"])
+    with OpenVideo(videos["variable_rate"]) as video:
         times = video.times
     intervals = np.random.default_rng(1).integers(10, 90, FRAMES) / 1000
     assert times == pytest.approx(np.cumsum(intervals) - intervals[0], abs=1e-3)
-    moments = [0.0, times[5], times[5] + intervals[6] / 2, times[20] - 0.004, times[-1] + 9]
-    found = read_clip(zoo["variable_rate"], times=moments)
+    requested = [0.0, times[5], times[5] + intervals[6] / 2, times[20] - 0.004, times[-1] + 9]
+    found = read_clip(videos["variable_rate"], times=requested)
     for frame, number in zip(found, (0, 5, 5, 19, FRAMES - 1), strict=True):
         assert np.array_equal(frame, truth[number])
 
 
-def test_times_start_at_the_first_frame(zoo: dict[str, Path]) -> None:
-    with OpenVideo(zoo["late_start"]) as video:
+def test_times_start_at_the_first_frame(videos: dict[str, Path]) -> None:
+    with OpenVideo(videos["late_start"]) as video:
         assert video.times[:3] == pytest.approx([0, 0.033, 0.066])
-    assert probe(zoo["late_start"]).frames == FRAMES
+    assert probe(videos["late_start"]).frames == FRAMES
 
 
-def test_size_is_height_and_width_or_the_short_side(zoo: dict[str, Path]) -> None:
-    assert read_clip(zoo["closed"], [0], size=(20, 40)).shape == (1, 20, 40, 3)
-    assert read_clip(zoo["closed"], [0], size=32).shape == (1, 32, 48, 3)
-    small = read_clip(zoo["closed"], [3], size=(32, 48))[0].astype(float)
-    whole = all_frames(zoo["closed"])[3].astype(float).reshape(32, 2, 48, 2, 3).mean((1, 3))
+def test_size_is_height_and_width_or_the_short_side(videos: dict[str, Path]) -> None:
+    assert read_clip(videos["closed"], [0], size=(20, 40)).shape == (1, 20, 40, 3)
+    assert read_clip(videos["closed"], [0], size=32).shape == (1, 32, 48, 3)
+    small = read_clip(videos["closed"], [3], size=(32, 48))[0].astype(float)
+    whole = all_frames(videos["closed"])[3].astype(float).reshape(32, 2, 48, 2, 3).mean((1, 3))
     assert np.abs(small - whole).mean() < 15  # antialiased: near the mean of four pixels; plain bilinear takes one
 
 
-def test_grey_is_one_channel(zoo: dict[str, Path]) -> None:
-    grey, colour = read_clip(zoo["closed"], [5], channels=1), read_clip(zoo["closed"], [5])
+def test_grey_is_one_channel(videos: dict[str, Path]) -> None:
+    grey, colour = read_clip(videos["closed"], [5], channels=1), read_clip(videos["closed"], [5])
     assert grey.shape == (1, *colour.shape[1:3], 1)
     assert np.corrcoef(grey.ravel(), (colour @ [0.299, 0.587, 0.114]).ravel())[0, 1] > 0.98
     with pytest.raises(Unreadable, match="channels"):
-        read_clip(zoo["closed"], [5], channels=4)
+        read_clip(videos["closed"], [5], channels=4)
 
 
 def test_rotation_is_honoured(clips: Path) -> None:
@@ -146,23 +146,23 @@ def test_rotation_is_honoured(clips: Path) -> None:
     assert (info.height, info.width, info.rotation) == (568, 320, -90)
 
 
-def test_probe_tells_the_facts(zoo: dict[str, Path], clips: Path) -> None:
-    info = probe(zoo["closed"].read_bytes())
+def test_probe_tells_the_facts(videos: dict[str, Path], clips: Path) -> None:
+    info = probe(videos["closed"].read_bytes())
     assert (info.frames, info.height, info.width, info.codec, info.variable, info.open_group) == (40, 64, 96, "h264", False, False)
     assert info.fps == pytest.approx(30)
     assert info.duration == pytest.approx(FRAMES / 30, abs=1e-3)
     assert info.group == pytest.approx(12, abs=2)
-    assert probe(zoo["variable_rate"]).variable
-    assert probe(zoo["open"]).open_group
+    assert probe(videos["variable_rate"]).variable
+    assert probe(videos["open"]).open_group
     assert (probe(clips / "test.avi").frames, probe(clips / "test.mp4").frames) == (164, 300)
 
 
-def test_a_frame_that_is_not_there_is_an_error(zoo: dict[str, Path]) -> None:
+def test_a_frame_that_is_not_there_is_an_error(videos: dict[str, Path]) -> None:
     for number in (-1, FRAMES):
         with pytest.raises(IndexError, match="of a video of 40"):
-            read_clip(zoo["closed"], [number])
+            read_clip(videos["closed"], [number])
     with pytest.raises(ValueError, match="no such backend; did you mean 'decord'"):
-        read_clip(zoo["closed"], backend="decrod")
+        read_clip(videos["closed"], backend="decrod")
     with pytest.raises(ValueError, match="not installed"):
         require("torchcodec") if importlib.util.find_spec("torchcodec") is None else pytest.skip("torchcodec is installed")
 
@@ -179,9 +179,9 @@ def assert_single_frames_and_clips_are_exact(path: Path) -> None:
 
 @pytest.mark.parametrize("start", [5, 12, 17, 31])
 @pytest.mark.parametrize("suffix", ["mp4", "mov"])
-def test_files_cut_between_keyframes_are_exact(zoo: dict[str, Path], tmp_path: Path, start: int, suffix: str) -> None:
+def test_files_cut_between_keyframes_are_exact(videos: dict[str, Path], tmp_path: Path, start: int, suffix: str) -> None:
     for kind in ("closed", "open"):
-        path = trimmed(zoo[kind], tmp_path / f"{kind}.{suffix}", start)
+        path = trimmed(videos[kind], tmp_path / f"{kind}.{suffix}", start)
         assert_single_frames_and_clips_are_exact(path)
         assert len(all_frames(path)) == FRAMES - start
         assert inspect(path)["frames"] == FRAMES - start
@@ -227,10 +227,12 @@ def test_lost_packets_are_reported_and_all_returned_frames_are_exact(tmp_path: P
 
 
 @pytest.mark.parametrize("kind", ["vp8", "vp9", "av1", "hevc_open", "mpeg4_avi", "mpeg_ps", "wmv"])
-def test_a_frame_beside_lost_packets_is_the_same_whatever_is_read_with_it(zoo: dict[str, Path], tmp_path: Path, kind: str) -> None:
-    if kind not in zoo:
+def test_a_frame_beside_lost_packets_is_the_same_whatever_is_read_with_it(
+    videos: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    if kind not in videos:
         pytest.skip("this PyAV cannot encode it")
-    whole, generator, found = zoo[kind], np.random.default_rng(1), defaultdict[int, set[bytes]](set)
+    whole, generator, found = videos[kind], np.random.default_rng(1), defaultdict[int, set[bytes]](set)
     truth = {frame.tobytes() for frame in all_frames(whole)}
     for _ in range(3):
         lost = set(generator.choice(np.arange(1, FRAMES - 2), 3, replace=False).tolist())
@@ -269,10 +271,10 @@ def lists(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
 @pytest.mark.parametrize("kind", ["closed", "open", "variable_rate", "late_start", "mpeg_ts", "raw", "h264_avi", "hevc_open"])
 def test_the_packets_of_a_long_video_are_listed_once(
-    zoo: dict[str, Path], tmp_path: Path, lists: list[str], kind: str, monkeypatch: pytest.MonkeyPatch
+    videos: dict[str, Path], tmp_path: Path, lists: list[str], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / zoo[kind].name
-    path.write_bytes(zoo[kind].read_bytes())
+    path = tmp_path / videos[kind].name
+    path.write_bytes(videos[kind].read_bytes())
     truth = all_frames(path)
     for again in range(3):
         if again == 2:
@@ -280,26 +282,26 @@ def test_the_packets_of_a_long_video_are_listed_once(
         for frames in draws(len(truth), again):
             assert np.array_equal(read_clip(path, frames), np.stack([truth[number] for number in frames]))
     assert lists == [path.name]
-    path.write_bytes(zoo["short_group"].read_bytes())  # another video with the same name
-    assert np.array_equal(read_clip(path, [7]), [all_frames(zoo["short_group"])[7]])
+    path.write_bytes(videos["short_group"].read_bytes())  # another video with the same name
+    assert np.array_equal(read_clip(path, [7]), [all_frames(videos["short_group"])[7]])
     assert len(lists) == 2
 
 
 def test_a_damaged_or_a_missing_cache_costs_time_only(
-    zoo: dict[str, Path], tmp_path: Path, lists: list[str], monkeypatch: pytest.MonkeyPatch
+    videos: dict[str, Path], tmp_path: Path, lists: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    truth = all_frames(zoo["closed"])
-    read_clip(zoo["closed"], [3])
+    truth = all_frames(videos["closed"])
+    read_clip(videos["closed"], [3])
     (kept,) = (tmp_path / "cache").rglob("*.npz")
     for content in (b"", b"PK" + bytes(50), kept.read_bytes()[:-40]):
         kept.write_bytes(content)
         monkeypatch.setattr(packets, "_memory", {})
-        assert np.array_equal(read_clip(zoo["closed"], [3]), [truth[3]])
+        assert np.array_equal(read_clip(videos["closed"], [3]), [truth[3]])
     assert len(lists) == 4
-    monkeypatch.setenv("XDG_CACHE_HOME", str(zoo["closed"]))  # a file, in which no folder can be created
+    monkeypatch.setenv("XDG_CACHE_HOME", str(videos["closed"]))  # a file, in which no folder can be created
     for number in (3, 30):
         monkeypatch.setattr(packets, "_memory", {} if number == 3 else packets._memory)
-        assert np.array_equal(read_clip(zoo["closed"], [number]), [truth[number]])
+        assert np.array_equal(read_clip(videos["closed"], [number]), [truth[number]])
     assert len(lists) == 5
 
 
@@ -331,8 +333,8 @@ def broken(folder: Path, good: Path) -> dict[str, tuple[Path | bytes, str]]:
 
 
 @pytest.mark.parametrize("backend", ["av", DECORD])
-def test_what_cannot_be_read_says_why_in_the_same_words(zoo: dict[str, Path], tmp_path: Path, backend: str) -> None:
-    for name, (source, reason) in broken(tmp_path, zoo["closed"]).items():
+def test_what_cannot_be_read_says_why_in_the_same_words(videos: dict[str, Path], tmp_path: Path, backend: str) -> None:
+    for name, (source, reason) in broken(tmp_path, videos["closed"]).items():
         said = set()
         for _ in range(2):
             with pytest.raises(Unreadable, match=reason) as caught:
@@ -343,16 +345,16 @@ def test_what_cannot_be_read_says_why_in_the_same_words(zoo: dict[str, Path], tm
         assert str(tmp_path) not in text
 
 
-def test_a_file_cut_off_in_its_stream_gives_what_is_whole(zoo: dict[str, Path], tmp_path: Path) -> None:
+def test_a_file_cut_off_in_its_stream_gives_what_is_whole(videos: dict[str, Path], tmp_path: Path) -> None:
     """The index is at the front: the frames before the cut are exact, and the others are refused."""
     front = tmp_path / "front.mp4"
-    with av.open(str(zoo["closed"])) as old, av.open(str(front), "w", options={"movflags": "faststart"}) as new:
+    with av.open(str(videos["closed"])) as old, av.open(str(front), "w", options={"movflags": "faststart"}) as new:
         stream = new.add_stream_from_template(old.streams.video[0])
         for packet in old.demux(video=0):
             if packet.dts is not None:
                 packet.stream = stream
                 new.mux(packet)
-    data, truth = front.read_bytes(), all_frames(zoo["closed"])
+    data, truth = front.read_bytes(), all_frames(videos["closed"])
     cut = data[: int(len(data) * 0.6)]
     assert np.array_equal(read_clip(cut, [0, 4, 8]), np.stack([truth[number] for number in (0, 4, 8)]))
     with pytest.raises(Unreadable):
@@ -371,10 +373,10 @@ def shows_damage(path: Path) -> bool:
 
 
 @pytest.mark.parametrize("backend", ["av", DECORD])
-def test_no_frame_of_a_stream_that_shows_damage_is_passed_off_as_true(zoo: dict[str, Path], tmp_path: Path, backend: str) -> None:
-    truth, found = all_frames(zoo["closed"]), 0
+def test_a_stream_that_shows_damage_is_refused(videos: dict[str, Path], tmp_path: Path, backend: str) -> None:
+    truth, found = all_frames(videos["closed"]), 0
     for seed in range(12):
-        path = flipped(tmp_path / f"{seed}.mp4", zoo["closed"], seed)
+        path = flipped(tmp_path / f"{seed}.mp4", videos["closed"], seed)
         if not shows_damage(path):
             continue  # a valid stream with other pixels
         found += 1
@@ -390,30 +392,30 @@ def test_a_real_damaged_file_is_refused_where_it_is_damaged(clips: Path) -> None
         read_clip(clips / "corrupted.mp4")
 
 
-def test_a_picture_too_large_is_refused_before_it_is_decoded(zoo: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_too_large_is_refused_before_it_is_decoded(videos: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mmm.data.decode.video.validate.MAX_PIXELS", 1000)
     with pytest.raises(Unreadable, match="64 x 96 pixels"):
-        read_clip(zoo["closed"], [0])
+        read_clip(videos["closed"], [0])
 
 
-def test_nothing_is_left_open(zoo: dict[str, Path], tmp_path: Path) -> None:
+def test_nothing_is_left_open(videos: dict[str, Path], tmp_path: Path) -> None:
     handles = Path("/proc/self/fd")
     if not handles.is_dir():
         pytest.skip("no /proc here")
     cut = tmp_path / "cut.mp4"
-    cut.write_bytes(zoo["closed"].read_bytes()[:3000])
+    cut.write_bytes(videos["closed"].read_bytes()[:3000])
     before = len(list(handles.iterdir()))
     for _ in range(30):
-        read_clip(zoo["closed"], [0, 4])
-        probe(zoo["mpeg_ts"])
+        read_clip(videos["closed"], [0, 4])
+        probe(videos["mpeg_ts"])
         with pytest.raises(Unreadable):
             read_clip(cut)
     assert len(list(handles.iterdir())) <= before + 1
 
 
-def test_frames_from_another_container_are_the_same(zoo: dict[str, Path], tmp_path: Path) -> None:
-    copy = remux(zoo["closed"], tmp_path / "copy.mkv")
-    assert np.array_equal(read_clip(copy, [1, 20]), read_clip(io.BytesIO(zoo["closed"].read_bytes()).getvalue(), [1, 20]))
+def test_frames_from_another_container_are_the_same(videos: dict[str, Path], tmp_path: Path) -> None:
+    copy = remux(videos["closed"], tmp_path / "copy.mkv")
+    assert np.array_equal(read_clip(copy, [1, 20]), read_clip(io.BytesIO(videos["closed"].read_bytes()).getvalue(), [1, 20]))
 
 
 def test_the_pictures_are_those_that_were_encoded(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from video_files import FRAMES, HEIGHT, WIDTH, make_zoo, pictures, remux, write
+from video_files import FRAMES, HEIGHT, WIDTH, make_videos, pictures, remux, write
 
 from mmm.data import ClipsConfig, open_data
 from mmm.data.decode.video import BACKENDS, OpenVideo, encode, probe, read_clip
@@ -26,13 +26,13 @@ BAD = {"b/empty.mp4": "empty", "b/text.mp4": "cannot be opened", "a/cut.ts": "da
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    zoo, root = make_zoo(tmp_path_factory.mktemp("zoo")), tmp_path_factory.mktemp("tree")
+    videos, root = make_videos(tmp_path_factory.mktemp("videos")), tmp_path_factory.mktemp("tree")
     for i, kind in enumerate(("closed", "open", "variable_rate", "mpeg4_avi", "one_frame", "odd_size", "h264_avi")):
         (root / "ab"[i % 2]).mkdir(exist_ok=True)
-        (root / "ab"[i % 2] / zoo[kind].name).write_bytes(zoo[kind].read_bytes())
+        (root / "ab"[i % 2] / videos[kind].name).write_bytes(videos[kind].read_bytes())
     (root / "b" / "empty.mp4").write_bytes(b"")
     (root / "b" / "text.mp4").write_text("no video")
-    (root / "a" / "cut.ts").write_bytes(zoo["mpeg_ts"].read_bytes()[:2000])
+    (root / "a" / "cut.ts").write_bytes(videos["mpeg_ts"].read_bytes()[:2000])
     return root
 
 
