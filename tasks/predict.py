@@ -62,6 +62,18 @@ class Config(CheckedConfig):
     split: str | None = None
     """Split of the sources, for instance val. None: the only split."""
 
+    root: str | None = None
+    """Folder from which relative paths in a list file start. None: the list's own folder."""
+
+    list_columns: tuple[str, ...] = ()
+    """Meaning of the columns of a list file, in the form of data.list_columns of a recipe."""
+
+    column: str | None = None
+    """Column of images or videos in a table. None: found by type."""
+
+    label_column: str | None = None
+    """Column of labels in a table. None: found by name or type."""
+
     image_size: Positive | None = None
     """Side of the images or frames that the model gets, in pixels. None: that of the model."""
 
@@ -96,7 +108,7 @@ def run(config: Config) -> dict[str, Any]:
     """Predicts, prints the first rows, and writes all rows if a file is given.
 
     Raises:
-        ValueError: the model has no head, or no source is given.
+        ValueError: the model has no head, no source is given, or no input can be read.
     """
     if len(config.inputs) < 2:
         raise ValueError(
@@ -115,11 +127,12 @@ def run(config: Config) -> dict[str, Any]:
     tally = Tally(1, model.head.classes) if isinstance(model, Classifier) else None
     rows: list[dict[str, Any]] = []
     for source in sources:
-        rows += predict_source(model, source, config, tally, first=len(rows))
+        found = predict_source(model, source, config, tally, first=len(rows))
+        rows += found if len(sources) == 1 else [{"source": source, **row} for row in found]
     _show(rows)
-    found: dict[str, Any] = {"predictions": rows}
+    result: dict[str, Any] = {"predictions": rows}
     if tally is not None and tally.seen.any():
-        found["accuracy"] = accuracy = tally.result(0)
+        result["accuracy"] = accuracy = tally.result(0)
         print(
             f"top-1 {accuracy['top1']:.2%}, top-5 {accuracy['top5']:.2%}, mean over classes {accuracy['mean_per_class']:.2%}, "
             f"of {accuracy['samples']:,} labelled inputs"
@@ -127,13 +140,16 @@ def run(config: Config) -> dict[str, Any]:
     if config.out is not None:
         _write(rows, Path(config.out))
         print(f"predictions: {config.out}")
-    return found
+    if rows and all("problem" in row for row in rows):
+        raise ValueError(f"none of the {len(rows):,} inputs could be read; the lines above give the reasons")
+    return result
 
 
 def predict_source(
     model: Classifier | Segmenter | Detector, source: str, config: Config, tally: Tally | None = None, first: int = 0
 ) -> list[dict[str, Any]]:
-    """Returns one row per input of a source: its `name`, and the most probable `classes` with their probabilities or a `problem`.
+    """Returns one row per input, in the order of the source: its `name`, and the most probable `classes` with their probabilities
+    or a `problem`.
 
     The rows of a segmenter have `classes` with their shares of the pixels, those of a detector `objects`. For a classifier, rows of
     labelled inputs have a `label`.
@@ -172,8 +188,7 @@ def _rows(model: Classifier, part: Images | Clips, config: Config, tally: Tally)
     device, views = next(model.parameters()).device, part.config.views
     labels, names = _labels(model, part), model.names
     for batch in eval_batches(part, part.config, batch_size=config.batch_size):
-        for problem in batch.problems:
-            yield {"name": problem.name, "problem": problem.reason}
+        rows = {problem.index: {"name": problem.name, "problem": problem.reason} for problem in batch.problems}
         if len(batch):
             with inference(model):
                 logits = model(normalise(batch.pixels.to(device), part.config.mean, part.config.std))
@@ -183,7 +198,8 @@ def _rows(model: Classifier, part: Images | Clips, config: Config, tally: Tally)
             tally.add(chances[None, own >= 0], own[own >= 0])
             for number, label, classes in zip(index.tolist(), own.tolist(), model.named(chances, top=config.top), strict=True):
                 row = {"name": part.name(number), "classes": classes}
-                yield row if label < 0 else row | {"label": names[label]}
+                rows[number] = row if label < 0 else row | {"label": names[label]}
+        yield from (row for _, row in sorted(rows.items()))
 
 
 def _labels(model: Classifier, part: Images | Clips) -> torch.Tensor:
@@ -217,6 +233,9 @@ def _data(model: Classifier | Segmenter | Detector, source: str, config: Config)
     size: Any = (height, width) if config.image_size is None else config.image_size
     common: Any = {
         "source": source,
+        "root": config.root,
+        "list_columns": config.list_columns,
+        "label_column": config.label_column,
         "image_size": size,
         "channels": data.channels,
         "mean": data.mean,
@@ -226,10 +245,10 @@ def _data(model: Classifier | Segmenter | Detector, source: str, config: Config)
         "max_bad": 1.0,
     }
     if not frames:
-        return ImagesConfig(**common, cache=False)
+        return ImagesConfig(**common, image_column=config.column, cache=False)
     common |= {"frames": frames[0], "fps": data.fps, "eval_clips": config.eval_clips, "eval_crops": config.eval_crops}
     common |= {name: value for name in ("stride", "sampling") if (value := getattr(data, name)) is not None}
-    return ClipsConfig(**common)
+    return ClipsConfig(**common, video_column=config.column)
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
@@ -237,7 +256,8 @@ def _show(rows: list[dict[str, Any]]) -> None:
     for row in rows[:PRINTED]:
         pairs = list(row.get("classes", {}).items()) + [(one["class"], one["score"]) for one in row.get("objects", ())]
         words = "  ".join(f"{name} {chance:.1%}" for name, chance in pairs) or "no object"
-        print(f"{row['name']}: {words if 'problem' not in row else 'cannot be read: ' + row['problem']}")
+        source = f"{row['source']}, " if "source" in row else ""
+        print(f"{source}{row['name']}: {words if 'problem' not in row else 'cannot be read: ' + row['problem']}")
     if len(rows) > PRINTED:
         print(f"... and {len(rows) - PRINTED:,} more")
     bad = sum("problem" in row for row in rows)
@@ -255,22 +275,24 @@ def _write(rows: list[dict[str, Any]], path: Path) -> None:
         _write_objects(rows, path)
         return
     count = max((len(row.get("classes", ())) for row in rows), default=0)
+    source = ["source"] if any("source" in row for row in rows) else []
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         pairs = [f"{word}{n}" for n in range(1, count + 1) for word in ("class", "probability")]
-        writer.writerow(["name", "problem", "label", *pairs])
+        writer.writerow([*source, "name", "problem", "label", *pairs])
         for row in rows:
             pairs = [cell for pair in row.get("classes", {}).items() for cell in pair]
-            writer.writerow([row["name"], row.get("problem", ""), row.get("label", ""), *pairs])
+            writer.writerow([*(row[name] for name in source), row["name"], row.get("problem", ""), row.get("label", ""), *pairs])
 
 
 def _write_objects(rows: list[dict[str, Any]], path: Path) -> None:
     """Writes one line for each object, and one for each input without any."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["name", "problem", "class", "score", "left", "top", "right", "bottom"])
+        source = ["source"] if any("source" in row for row in rows) else []
+        writer.writerow([*source, "name", "problem", "class", "score", "left", "top", "right", "bottom"])
         for row in rows:
             found = row.get("objects") or [None]
             for one in found:
                 cells = [""] * 6 if one is None else [one["class"], one["score"], *one["box"]]
-                writer.writerow([row["name"], row.get("problem", ""), *cells])
+                writer.writerow([*(row[name] for name in source), row["name"], row.get("problem", ""), *cells])

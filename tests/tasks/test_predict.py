@@ -40,7 +40,7 @@ def test_a_folder_and_a_file(model: Path, folder: Path, tmp_path: Path, capsys: 
     """The rows equal the predictions of the model itself, and the unreadable file is reported."""
     found = ask(["predict", str(model), str(folder), "--top", "2", "--out", str(tmp_path / "rows.json"), *CPU])["predictions"]
     said = {row["name"].rsplit("/")[-1]: row for row in found}
-    assert set(said) == {"0.png", "1.png", "2.png", "broken.png"}
+    assert list(said) == ["0.png", "1.png", "2.png", "broken.png"]
     assert "not an image" in said["broken.png"]["problem"]
     classifier = Classifier.from_pretrained(model)
     for name in ("0.png", "1.png", "2.png"):
@@ -88,6 +88,25 @@ def test_accuracy_of_labelled_inputs(
     assert [row.get("label") for row in found["predictions"]] == ["cat", "dog", "owl", None] * 2
 
 
+def test_several_sources_and_lists(model: Path, folder: Path, tmp_path: Path) -> None:
+    """The rows of several sources name the source. The columns and the root of a list are those that are given."""
+    (folder / "0.png").rename(folder / "3.png")  # the unreadable one is then neither first nor last
+    (folder / "broken.png").rename(folder / "2.5.png")
+    (tmp_path / "list.txt").write_text("cat 2.png\nowl 2.5.png\ndog 3.png\n")
+    columns = ("--root", str(folder), "--list_columns", "label", "path")
+    rows = ask(["predict", str(model), str(tmp_path / "list.txt"), *columns, *CPU])["predictions"]
+    assert [(row["name"], row.get("label"), "problem" in row) for row in rows] == [
+        ("2.png", "cat", False),
+        ("2.5.png", None, True),
+        ("3.png", "dog", False),
+    ]
+    sources = [str(folder / "1.png"), str(folder / "3.png")]
+    found = ask(["predict", str(model), *sources, "--out", str(tmp_path / "rows.csv"), *CPU])["predictions"]
+    assert [row["source"] for row in found] == sources
+    with (tmp_path / "rows.csv").open() as file:
+        assert [row["source"] for row in csv.DictReader(file)] == sources
+
+
 def test_a_film(build: Callable[..., MaskedModel], tmp_path: Path) -> None:
     """The probabilities of a video are the mean over its clips."""
     classifier = Classifier.of(build(size=(4, 16, 16)), classes=2)
@@ -111,6 +130,8 @@ def test_what_cannot_be_is_said(model: Path, build: Callable[..., MaskedModel], 
     for split in ("train", "val"):
         (tmp_path / "splits" / split / "cat").mkdir(parents=True)
         Image.new("RGB", (20, 20)).save(tmp_path / "splits" / split / "cat" / "0.png")
+    with pytest.raises(ValueError, match="none of the 1 inputs could be read"):
+        run(Config(inputs=(str(model), str(folder / "broken.png")), device="cpu"))
     with pytest.raises(ValueError, match="choose one, for instance --split train"):
         run(Config(inputs=(str(model), str(tmp_path / "splits")), device="cpu"))
 
