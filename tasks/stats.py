@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mmm.core.checks import CheckedConfig, Count, Positive
-from mmm.data import ClipsConfig, open_data
+from mmm.data import ClipsConfig, ImagesConfig, open_data
 from mmm.data.datasets.detect import MediumName, describe_source, with_split
 from mmm.data.loading.statistics import Statistics, measure
 from mmm.data.loading.worker_pool import cores
@@ -25,6 +25,8 @@ FEW = 20_000  # with fewer inputs, the proposed length of a run is in updates, a
 SIZES = ((48, 32, 4), (96, 64, 8), (192, 96, 8), (10**9, 128, 16))
 CLIP_SIZES = ((96, 32, 8), (10**9, 64, 8))
 LARGE_SIZE = (224, 16)  # sizes for many inputs
+LEAST_STD = 0.001  # smallest standard deviation that is proposed, for images of one colour
+MAX_BAD = ImagesConfig.max_bad  # largest share of unreadable inputs with which a training goes on
 SAMPLE, FRAMES = 128, 4  # pixels of a side, and frames of a clip, for computing mean and standard deviation
 
 
@@ -92,6 +94,7 @@ def propose(found: Statistics, noun: str, config: Config) -> str:
     flags: list[str] = [] if config.root is None else ["--data.root", config.root]
     flags += ["--data.list_columns", *config.list_columns] if config.list_columns else []
     flags += [] if config.split in (None, "train") else ["--data.split", config.split]
+    flags += [] if config.column is None else [f"--data.{'image' if images else 'video'}_column", config.column]
     if few:
         size, token = next((size, token) for limit, size, token in (SIZES if images else CLIP_SIZES) if side < limit)
         flags += ["--preset", "small", "--data.image_size", str(size), "--tokenizer.size", str(token)]
@@ -100,7 +103,8 @@ def propose(found: Statistics, noun: str, config: Config) -> str:
     channels = 1 if found.grey else config.channels
     if channels != 3:
         flags += ["--data.channels", str(channels)]
-    for name, values in (("mean", found.mean), ("std", found.std)):
+    deviations = [max(value, LEAST_STD) for value in found.std]
+    for name, values in (("mean", found.mean), ("std", deviations)):
         flags += [f"--data.{name}", *(f"{value:.3f}" for value in values[:channels])]
     flags += ["--data.workers", str(cores())]
     return shlex.join(["mmm", "pretrain", "image_mae" if images else "video_mae", "--data.source", str(config.source), *flags])
@@ -113,6 +117,8 @@ def format_statistics(found: Statistics, noun: str, where: str, classes: int | N
     if found.unreadable:
         name, reason = next(iter(found.unreadable.items()))
         lines.append(f"  {len(found.unreadable)} cannot be read, for instance {name}: {reason} (mmm scan names all)")
+        if len(found.unreadable) > MAX_BAD * (found.read + len(found.unreadable)):
+            lines.append(f"  a training stops at more than data.max_bad {MAX_BAD}: repair them, or raise data.max_bad")
     for name, (least, median, largest) in found.facts.items():
         lines.append(f"  {name:<8}least {least:,.6g}, median {median:,.6g}, largest {largest:,.6g}")
     lines += [

@@ -82,7 +82,8 @@ class BadInputs:
         if self._exceeds(self.found.keys()):
             # a resume counts the listed inputs again, without reading them
             repair = "repair them" if self.path is None else f"repair them and delete {self.path}"
-            raise ValueError(self.report() + f", more than data.max_bad {self.max_bad} allows; {repair}, or raise data.max_bad")
+            cure = f"{repair} (mmm scan names all), or raise data.max_bad"
+            raise ValueError(f"{self.report()}, more than data.max_bad {self.max_bad} allows; {cure}")
 
     def finish(self) -> None:
         """Shares and checks the problems at the end of a run, and logs their summary; all processes call it together."""

@@ -20,6 +20,7 @@ import yaml
 from mmm.config.diff import flatten
 from mmm.config.serialize import read_yaml
 from mmm.system.redact import redact
+from mmm.train.run.folder import RESULT
 from mmm.train.run.lock import find_holder
 
 EVALUATIONS = "evaluations.jsonl"
@@ -121,10 +122,20 @@ class Record:
 
     @cached_property
     def figures(self) -> dict[str, float]:
-        """Last number of each evaluation, by name, from metrics.jsonl and evaluations.jsonl."""
+        """Last number of each evaluation, by name, from metrics.jsonl and evaluations.jsonl, or else from result.json."""
         names = dict.fromkeys(name for line in self.metrics for name in line if name not in OF_TRAINING)
         logged = {name: value for name in names if (value := self.last(name)) is not None}
-        return logged | {name: value for line in self.evaluations.values() for name, value in line.get("figures", {}).items()}
+        logged |= {name: value for line in self.evaluations.values() for name, value in line.get("figures", {}).items()}
+        return logged or self._scores()
+
+    def _scores(self) -> dict[str, float]:
+        """Returns the accuracies in result.json. A probe that is fitted without updates has no other numbers."""
+        found = json.loads(self._result.read_text(encoding="utf-8")) if self._result.is_file() else {}
+        return {f"{name}_top1": score["top1"] for name, score in found.items() if isinstance(score, dict) and "top1" in score}
+
+    @property
+    def _result(self) -> Path:
+        return self.path / RESULT
 
     @property
     def steps(self) -> int:
@@ -145,6 +156,8 @@ class Record:
         """The state of the run: running, finished, or stopped. A stopped run can be resumed."""
         if find_holder(self.path):
             return "running"
+        if not self.metrics and self._result.is_file():  # a probe that is fitted without updates
+            return "finished"
         return "finished" if self.planned is not None and self.steps >= self.planned else "stopped"
 
     @property

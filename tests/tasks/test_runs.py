@@ -71,6 +71,9 @@ def test_the_planned_updates_follow_from_epochs(tmp_path: Path) -> None:
     (folder / "metrics.jsonl").unlink()
     assert Record.read(folder).planned is None
     assert Record.read(folder).state == "stopped"
+    (folder / "result.json").write_text('{"classes": ["a"], "exact": {"top1": 0.75, "penalty": 0.1}}')  # a fit without updates
+    assert Record.read(folder).state == "finished"
+    assert Record.read(folder).figures == {"exact_top1": 0.75}
 
 
 def test_the_report_is_one_page_with_curves_pictures_and_differences(two: tuple[Path, Path], tmp_path: Path) -> None:

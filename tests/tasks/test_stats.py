@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -72,7 +75,9 @@ def test_inputs_that_cannot_be_read_are_named(tmp_path: Path, capsys: Any) -> No
     found = stats.run(stats.Config(source=str(tmp_path / "images"), workers=0))
     assert (found["inputs"], found["read"]) == (3, 2)
     assert [Path(name).name for name in found["unreadable"]] == ["broken.png"]
-    assert "1 cannot be read, for instance" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "1 cannot be read, for instance" in shown
+    assert "a training stops at more than data.max_bad 0.01: repair them" in shown
     for path in (tmp_path / "images").rglob("[01].png"):
         path.unlink()
     with pytest.raises(ValueError, match=r"none of 1 inputs can be read; .*broken\.png"):
@@ -97,6 +102,17 @@ def test_the_columns_of_a_list_are_named_and_proposed(tmp_path: Path) -> None:
     (tmp_path / "list.txt").rename(tmp_path / "test.txt")  # its only split is called test
     found = stats.run(stats.Config(source=str(tmp_path / "test.txt"), list_columns=("label", "path"), medium="images", workers=0))
     assert "--data.split test" in found["proposal"]
+
+
+def test_images_of_one_colour_and_a_column_get_a_command_that_runs(tmp_path: Path) -> None:
+    image = io.BytesIO()
+    Image.new("RGB", (32, 32), (10, 20, 30)).save(image, "png")
+    cell = {"bytes": image.getvalue(), "path": None}
+    pq.write_table(pa.table({"front": [cell] * 3, "back": [cell] * 3}), tmp_path / "two.parquet")
+    found = stats.run(stats.Config(source=str(tmp_path / "two.parquet"), column="back", workers=0))
+    config = parse(image_mae.PRESETS, shlex.split(found["proposal"])[3:])
+    assert config.data.image_column == "back"
+    assert config.data.std == (0.001, 0.001, 0.001)
 
 
 def test_a_wrong_number_of_samples_is_refused(capsys: Any) -> None:
