@@ -114,6 +114,10 @@ def test_a_start_that_failed_before_its_first_update_does_not_block_the_next(tmp
     other = replace(CONFIG, learning_rate=0.3)
     RunFolder.open(tmp_path / "a", "pretrain", other, accelerator=accelerator).close()
     assert load(TrainConfig, tmp_path / "a" / "config.yaml") == other
+    (tmp_path / "b" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "b" / "environment.json").write_text("[]")  # killed before it wrote its config
+    RunFolder.open(tmp_path / "b", "pretrain", other, accelerator=accelerator).close()
+    assert load(TrainConfig, tmp_path / "b" / "config.yaml") == other
 
 
 @pytest.mark.parametrize("resume", [False, "auto"])
