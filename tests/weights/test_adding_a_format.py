@@ -41,6 +41,12 @@ def test_the_pages_format_reads_and_writes(file: Path, tmp_path: Path, build: Ca
     ask(["export", str(tmp_path / "c.pth"), "--use", str(file), "--to", "dino", "--out", str(tmp_path / "out")])
     for path in (tmp_path / "c.pth", tmp_path / "out" / "checkpoint.pth"):
         assert_same(to_timm(mmm.load(path)), weights)
+    small = build(size=(16, 16))  # of a width for which no number of heads is published
+    small.save_pretrained(tmp_path / "small")
+    ask(["export", str(tmp_path / "small"), "--use", str(file), "--to", "dino", "--out", str(tmp_path / "small_out")])
+    again = mmm.load(tmp_path / "small_out")
+    assert_same(to_timm(again), to_timm(small))
+    assert again.encoder.config.head_count == small.encoder.config.head_count
     del teacher["backbone.norm.bias"]
     torch.save({"teacher": teacher}, tmp_path / "broken.pth")
     with pytest.raises(ValueError, match="lacks norm.bias"):
