@@ -99,13 +99,23 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def target_paths(clips: Clips, source: Source, split: str, out: Path) -> list[Path]:
-    """Returns the path of each encoded video."""
+    """Returns the path of each encoded video. Rows of the same file have the same path.
+
+    Raises:
+        ValueError: two files would have the same path.
+    """
     has_paths = isinstance(clips.table.column, FileColumn)  # the path of a file begins with the folder of its split
     top = out if has_paths or source.splits == ("train",) else out / split
     names = [_relative(clips, index) for index in range(len(clips))]
     stems = [Path(name).with_suffix("").as_posix() for name in names]
-    taken = Counter(stems)  # a.avi beside a.mp4 becomes a.avi.mp4
-    return [top / f"{name if taken[stem] > 1 else stem}.mp4" for name, stem in zip(names, stems, strict=True)]
+    pairs = list(zip(names, stems, strict=True))
+    taken = Counter(stem for _, stem in set(pairs))  # a.avi beside a.mp4 becomes a.avi.mp4
+    targets = [top / f"{name if taken[stem] > 1 else stem}.mp4" for name, stem in pairs]
+    origins: dict[Path, str] = {}
+    for index, target in enumerate(targets):
+        if (first := origins.setdefault(target, clips.name(index))) != clips.name(index):
+            raise ValueError(f"{first} and {clips.name(index)} would both be encoded to {target}; rename one of them")
+    return targets
 
 
 def _relative(clips: Clips, index: int) -> str:
@@ -113,7 +123,8 @@ def _relative(clips: Clips, index: int) -> str:
     name of the class and the number of the row."""
     labels = clips.table.labels
     if isinstance(clips.table.column, FileColumn):
-        return "/".join(part for part in Path(clips.name(index)).parts if part not in ("/", "..", "."))
+        parts = ("_up" if part == ".." else part for part in Path(clips.name(index)).parts)
+        return "/".join(part for part in parts if part not in ("/", "."))
     row = int(clips.rows[index])
     folder = "" if labels is None or clips.classes is None else clips.classes[int(labels[row])].replace("/", "_") + "/"
     return f"{folder}{row:08d}.bin"

@@ -198,6 +198,20 @@ def test_lists_and_tables_and_names_that_meet(tmp_path: Path) -> None:
     assert (HEIGHT, WIDTH) == (64, 96)
 
 
+def test_two_videos_are_never_encoded_to_one_file(tmp_path: Path) -> None:
+    for name in ("v/a.mp4", "lists/v/a.mp4", "b/x.mp4", "b/x.avi", "b/x.avi.mkv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path / name, count=8)
+    (tmp_path / "lists" / "train.csv").write_text("../v/a.mp4,0\nv/a.mp4,1\nv/a.mp4,1\n")
+    report = prepare_video.run(
+        prepare_video.Config(source=str(tmp_path / "lists" / "train.csv"), out=str(tmp_path / "out"), workers=1)
+    )
+    assert report["splits"]["train"]["encoded"] == 2
+    assert (tmp_path / "out" / "train.csv").read_text() == "_up/v/a.mp4,0\nv/a.mp4,1\nv/a.mp4,1\n"
+    with pytest.raises(ValueError, match=r"x\.avi and .*x\.avi\.mkv would both be encoded to .*x\.avi\.mp4; rename one"):
+        prepared(tmp_path / "b", tmp_path / "other")
+
+
 @pytest.mark.parametrize("splits", [("train", "val"), ("train",)])
 def test_splits_and_classes_of_a_folder_stay_as_they_are(tmp_path: Path, splits: tuple[str, ...]) -> None:
     for split in splits:
