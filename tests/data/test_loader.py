@@ -193,7 +193,7 @@ def test_bad_inputs_are_written_once_and_survive_a_resume(tmp_path: Path) -> Non
     resumed.add([Problem(9, "c.jpg", "not an image")])
     with pytest.raises(
         ValueError,
-        match=rf"^3 of 100 inputs .* data\.max_bad 0\.02 allows; repair them and delete {path}, or raise data\.max_bad$",
+        match=rf"^3 of 100 inputs .* data\.max_bad 0\.02 allows; repair them and delete {path} \(mmm scan names all\), or",
     ):
         resumed.check()
     path.unlink()  # the inputs were repaired

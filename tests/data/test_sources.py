@@ -210,6 +210,24 @@ def test_columns_are_found_or_given(tmp_path: Path) -> None:
         opened(source, image_column="second").read(1)
 
 
+def test_an_empty_cell_of_bytes_does_not_read_the_file_that_it_names(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "other.png")
+    images = opened(parquet(tmp_path / "train.parquet", {"image": [{"bytes": b"", "path": "other.png"}]}))
+    with pytest.raises(Unreadable, match="the file is empty"):
+        images.read(0)
+
+
+def test_a_header_that_names_images_is_no_sample(tmp_path: Path) -> None:
+    for name in ("a.avif", "b.jp2"):
+        Image.new("RGB", (16, 16)).save(tmp_path / name)
+    for header in ("image,label", "img_path,class"):
+        (tmp_path / "list.csv").write_text(f"{header}\na.avif,dog\nb.jp2,cat\n")
+        images = opened(tmp_path / "list.csv")
+        assert images.classes == ("cat", "dog")
+        assert len(images) == 2
+    assert len(opened(tmp_path / "*.[aj]*")) == 2  # AVIF and JPEG 2000 are found, and not only read
+
+
 def test_paths_in_a_table_stay_below_its_folder(tmp_path: Path) -> None:
     tree(tmp_path, "set/in.png", "out.png")
     images = opened(parquet(tmp_path / "set" / "train.parquet", {"image": ["in.png", "../out.png"]}), image_column="image")

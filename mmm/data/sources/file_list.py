@@ -25,7 +25,10 @@ logger = logging.getLogger(__name__)
 SUFFIXES = (".txt", ".csv", ".tsv", ".list")
 # names of columns in a header, in lower case
 HEADERS = {
-    "path": ("path", "paths", "file", "file_name", "filename", "file_path", "filepath", "video", "video_path", "frame_dir"),
+    "path": (
+        *("path", "paths", "file", "file_name", "filename", "file_path", "filepath", "name", "video", "video_path", "frame_dir"),
+        *("image", "images", "img", "image_path", "img_path", "image_file", "image_name"),
+    ),
     "label": ("label", "labels", "class", "classes", "class_id", "category", "target"),
     "start": ("start", "start_frame", "start_index", "start_idx", "first_frame"),
     "end": ("end", "end_frame", "stop", "stop_frame", "last_frame"),

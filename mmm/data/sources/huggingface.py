@@ -54,8 +54,9 @@ class ArrowColumn:
 
     def __getitem__(self, row: int) -> bytes | Path:
         stored = self._values[row].as_py()
-        value = (stored.get("bytes") or stored.get("path")) if isinstance(stored, dict) else stored
-        if not value:
+        data = stored.get("bytes") if isinstance(stored, dict) else stored
+        value = stored.get("path") if data is None and isinstance(stored, dict) else data
+        if value is None or value == "":
             raise Unreadable("the cell is empty")
         return value if isinstance(value, bytes) else self._path(value)
 
