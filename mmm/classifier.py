@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmm.core.checks import AboveZero, CheckedConfig, Rate
-from mmm.core.pretrained import Pretrained, class_names
+from mmm.core.pretrained import Pretrained, checked_labels, class_names
 from mmm.core.registry import PartConfig
 from mmm.core.types import Input
 from mmm.encoders import Encoder
@@ -99,7 +99,7 @@ class Classifier(Pretrained, nn.Module):
         """
         super().__init__()
         self.tokenizer, self.encoder, self.pool, self.head, self.frozen = tokenizer, encoder, pool, head, frozen
-        self.data, self.labels = data, labels
+        self.data, self.labels = data, checked_labels(labels, head.classes)
         if frozen:
             encoder.requires_grad_(False).eval()
 

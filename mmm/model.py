@@ -174,19 +174,25 @@ class MaskedModel(Pretrained, nn.Module):
         masks = [mask] if isinstance(mask, Mask) else mask
         return [one.checked(*values.shape[:2]) for one, values in zip(masks, patches, strict=True)]
 
-    def encode(self, x: Any, *, blocks: tuple[int, ...] | None = None, mask: Mask | None = None) -> Features:
+    def encode(self, x: Any, *, blocks: int | tuple[int, ...] | None = None, mask: Mask | None = None) -> Features:
         """Encodes samples; `pooled`, `tokens`, `class_token` and `blocks` of the result are the features.
 
         Args:
             x: normalised (B, C, H, W) or (B, C, T, H, W), or images or clips in any form that `transform` takes.
-            blocks: blocks whose outputs are returned; 0 is the input of the first block. None: those that the decoder requires.
+            blocks: block or blocks whose outputs are returned; 0 is the input of the first block. None: those that the decoder
+                requires.
             mask: only its visible tokens are encoded. None: all tokens, in the order of the grid.
 
         Raises:
-            ValueError: a sample has a form that the model does not accept.
+            ValueError: a sample has a form that the model does not accept, or there is no such block or token.
         """
-        x = self.prepared(x)
-        return self.encoder(self.tokenizer.split(x), self.tokenizer.grid(x), mask, blocks=blocks)
+        x, depth = self.prepared(x), self.encoder.shape.depth
+        chosen = (blocks,) if isinstance(blocks, int) else blocks
+        if wrong := [block for block in chosen or () if not 0 <= block <= depth]:
+            raise ValueError(f"the encoder has no block {wrong[0]}; its blocks are 1 to {depth}, and 0 is their input")
+        patches = self.tokenizer.split(x)
+        checked = None if mask is None else mask.checked(*patches.shape[:2])
+        return self.encoder(patches, self.tokenizer.grid(x), checked, blocks=chosen)
 
     def reconstruct(self, x: Any, *, ratio: float | None = None, hidden: Any = None, seed: int = 0) -> Reconstruction:
         """Hides tokens, predicts all of them, and returns pixels; `mmm.draw` makes a picture of the result.

@@ -63,7 +63,8 @@ class Transform:
         """
         try:
             clips = self._read(samples, self._frames)
-            keys = sample_keys(int(torch.randint(2**62, ())), 0, torch.arange(len(clips)))
+            seed = int(torch.randint(2**62, ())) if self.training else 0  # an evaluation leaves torch's generator alone
+            keys = sample_keys(seed, 0, torch.arange(len(clips)))
             pixels = torch.stack([self._crop(frames, key) for frames, key in zip(clips, keys, strict=True)])  # (B, C, T, H, W)
         except Unreadable as error:  # for instance an image that would be huge after it is resized
             raise ValueError(f"a sample cannot be read: {error}") from error

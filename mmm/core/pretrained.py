@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,6 +20,19 @@ if TYPE_CHECKING:
 def is_normalised(x: Any) -> bool:
     """Returns whether the input counts as a batch of normalised samples."""
     return isinstance(x, Tensor) and x.is_floating_point() and x.ndim >= 4
+
+
+def checked_labels(labels: Sequence[str] | None, classes: int) -> tuple[str, ...] | None:
+    """Returns the names of the classes of a model.
+
+    Raises:
+        ValueError: their number is not that of the classes.
+    """
+    if labels is None:
+        return None
+    if len(labels) != classes:
+        raise ValueError(f"labels has {len(labels)} names for {classes} classes; give one for each class, or none")
+    return tuple(labels)
 
 
 def class_names(labels: tuple[str, ...] | None, classes: int) -> tuple[str, ...]:

@@ -133,8 +133,10 @@ class Features:
             (B, D), or (B, 2 D) for both; fp32.
 
         Raises:
-            ValueError: the class token is requested, and the encoder has none.
+            ValueError: the class token is requested, and the encoder has none, or `how` is none of the three.
         """
+        if how not in ("mean", "class", "both"):
+            raise ValueError(f"there is no pooling {how!r}; choose mean, class or both")
         tokens = self.tokens.float()
         if self.valid is None:
             mean = tokens.mean(1)

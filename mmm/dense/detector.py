@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from mmm.core.pretrained import Pretrained
+from mmm.core.pretrained import Pretrained, checked_labels
 from mmm.core.types import Input
 from mmm.dense.detector_layers import DetectorConfig, Target, detectors
 from mmm.dense.detr import Detr
@@ -62,7 +62,7 @@ class Detector(Pretrained, nn.Module):
         """
         super().__init__()
         self.tokenizer, self.encoder, self.config, self.classes = tokenizer, encoder, config, classes
-        self.data, self.labels = data, labels
+        self.data, self.labels = data, checked_labels(labels, classes)
         side = tokenizer.size[-1]
         if len(tokenizer.size) != 2 or tokenizer.size[0] != side:
             raise ValueError(f"tokenizer.size {tokenizer.size}: detection needs square patches")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmm.core.pretrained import Pretrained
+from mmm.core.pretrained import Pretrained, checked_labels
 from mmm.core.types import Input
 from mmm.dense.heads import DenseHead, DenseHeadConfig, heads
 from mmm.dense.relative_bias import add_relative_bias
@@ -59,7 +59,7 @@ class Segmenter(Pretrained, nn.Module):
         """
         super().__init__()
         self.tokenizer, self.encoder, self.head, self.frozen = tokenizer, encoder, head, frozen
-        self.classes, self.relative_bias, self.data, self.labels = classes, relative_bias, data, labels
+        self.classes, self.relative_bias, self.data, self.labels = classes, relative_bias, data, checked_labels(labels, classes)
         use_cpu_bf16_kernels(self)
         if frozen:
             encoder.requires_grad_(False).eval()

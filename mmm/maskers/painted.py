@@ -18,14 +18,14 @@ from mmm.core.tokens import Grid
 from mmm.maskers.base import Masker, MaskerConfig, squares
 
 
-def mask_from_pixels(hidden: Any, grid: Grid, *, samples: int = 1, share: float = 0.5, blank: bool = False) -> Mask:
+def mask_from_pixels(hidden: Any, grid: Grid, *, samples: int | None = None, share: float = 0.5, blank: bool = False) -> Mask:
     """Returns a mask that hides and predicts all tokens of whose pixels at least a share is painted.
 
     Args:
         hidden: a tensor or array of any size, 0 for visible pixels and 1 (or True) for hidden ones: (H, W) or, for a clip,
             (T, H, W); or one for each sample, (B, H, W), (B, T, H, W). For a clip, (H, W) hides the same pixels in all frames.
         grid: the arrangement of the tokens.
-        samples: B, if all samples have the same mask.
+        samples: B. One mask is used for all of them. None: the number of masks.
         share: share of a token's pixels.
         blank: give the encoder a mask token in place of each hidden token.
 
@@ -33,11 +33,15 @@ def mask_from_pixels(hidden: Any, grid: Grid, *, samples: int = 1, share: float 
         ValueError: the shape does not fit, no token or every token is hidden, or samples hide different numbers of tokens.
     """
     values = torch.as_tensor(hidden).float()
-    values = values.expand(samples, *values.shape) if values.dim() in (2, len(grid)) else values
+    values = values.expand(samples or 1, *values.shape) if values.dim() in (2, len(grid)) else values
     if values.dim() == 3 < len(grid) + 1:
         values = values[:, None]  # (B, H, W) -> (B, 1, H, W): one frame for all
     if values.dim() != len(grid) + 1 or not values.numel():
         raise ValueError(f"hidden pixels are {tuple(torch.as_tensor(hidden).shape)} for a grid of tokens {grid}; give (H, W)")
+    if samples is not None and len(values) != samples:
+        raise ValueError(
+            f"hidden pixels are given for {len(values)} samples, and there are {samples}; give one for each, or one for all"
+        )
     pool: Callable[..., Tensor] = F.adaptive_avg_pool2d if len(grid) == 2 else F.adaptive_avg_pool3d
     covered = pool(values[:, None], grid).flatten(1) >= share  # (B, N)
     counts = covered.sum(1)

@@ -431,6 +431,13 @@ def test_painted_pixels_hide_the_tokens_that_they_cover() -> None:
     assert mask_from_pixels(several, (4, 6)).predict.tolist() == [[8, 9, 14, 15], [9, 10, 15, 16]]
 
 
+def test_masks_of_another_number_of_samples_are_refused() -> None:
+    several = torch.eye(4).view(1, 4, 4).expand(3, 4, 4)
+    assert len(mask_from_pixels(several, (4, 4), samples=3).visible) == 3
+    with pytest.raises(ValueError, match="given for 3 samples, and there are 2"):
+        mask_from_pixels(several, (4, 4), samples=2)
+
+
 @pytest.mark.parametrize(
     ("hidden", "words"),
     [

@@ -65,6 +65,28 @@ def test_a_model_without_a_class_token_says_so(build: Callable[..., MaskedModel]
         features.pooled("class")
 
 
+def test_wrong_blocks_names_masks_and_labels_are_refused(build: Callable[..., MaskedModel]) -> None:
+    model, x = build(), torch.zeros(2, 3, 12, 16)
+    assert set(model.encode(x, blocks=1).blocks) == {1}
+    for block in (3, -1):
+        with pytest.raises(ValueError, match=rf"no block {block}; its blocks are 1 to 2"):
+            model.encode(x, blocks=(1, block))
+    with pytest.raises(ValueError, match="no pooling 'cls'; choose mean, class or both"):
+        model.encode(x).pooled("cls")  # type: ignore[arg-type]
+    order = torch.arange(12).expand(3, 12)
+    with pytest.raises(ValueError, match="the mask has 3 rows for 2 samples"):
+        model.encode(x, mask=Mask(order[:, :4], order[:, 4:]))
+    with pytest.raises(ValueError, match="labels has 2 names for 3 classes"):
+        Classifier.of(model, classes=3, labels=("a", "b"))
+
+
+def test_an_evaluation_leaves_the_generator_alone(build: Callable[..., MaskedModel], photographs: list[Image.Image]) -> None:
+    model = build()
+    before = torch.get_rng_state()
+    model.encode(photographs)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_reconstruct_returns_pixels_and_draw_a_picture(build: Callable[..., MaskedModel], photographs: list[Image.Image]) -> None:
     model = build().train()
     shown = model.reconstruct(photographs, ratio=0.5, seed=3)
