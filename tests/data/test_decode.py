@@ -127,6 +127,59 @@ def test_many_channels_from_arrays_and_tiffs(tmp_path: Path) -> None:
         decode_image(encoded(Image.fromarray(smooth()), "PNG"), 5)
 
 
+def tiff(values: np.ndarray, orientation: int = 1, **options: Any) -> bytes:
+    import tifffile
+
+    file = io.BytesIO()
+    tifffile.imwrite(file, values, extratags=[(274, 3, 1, orientation, False)], **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float32", "float64"])
+def test_tiffs_have_the_pixels_that_were_written(kind: str, compression: str | None) -> None:
+    """Planes, white at 0, alpha and orientation, in every kind of value."""
+    want = GENERATOR.integers(0, 256, (20, 30, 5), dtype=np.uint8)
+    scale = {"uint8": 1, "uint16": 257}.get(kind, 1 / 255)
+    values, white = (want * np.float64(scale)).astype(kind), 255 * scale
+    rgb, grey, alpha = values[:, :, :3], values[:, :, 0], {"extrasamples": ["unassalpha"], "compression": compression}
+    grey_want = want[:, :, :1].repeat(3, 2)
+    flat = tiff(rgb, photometric="rgb", compression=compression)
+    planes = tiff(np.moveaxis(rgb, 2, 0), photometric="rgb", planarconfig="separate", compression=compression)
+    inverted = tiff((white - grey).astype(kind), photometric="miniswhite", compression=compression)
+    for data, pixels in [(flat, want[:, :, :3]), (planes, want[:, :, :3]), (inverted, grey_want)]:
+        np.testing.assert_array_equal(decode_image(data, 3), pixels)
+        np.testing.assert_array_equal(decode_image(data, 4)[:, :, :3], pixels)
+    grey_alpha, rgb_alpha = values[:, :, [0, 3]], values[:, :, :4]
+    for samples, photometric, colours in [(grey_alpha, "minisblack", grey_want), (rgb_alpha, "rgb", want[:, :, :3])]:
+        data, opacity = tiff(samples, photometric=photometric, **alpha), want[:, :, 3:4]
+        np.testing.assert_array_equal(decode_image(data, 4), np.concatenate([colours, opacity], 2))
+        on_white = 255 - (255 - colours.astype(float)) * opacity / 255
+        assert np.abs(decode_image(data, 3) - on_white).max() <= 1
+    for channels, options in [(1, {}), (3, {"photometric": "rgb"}), (5, {"photometric": "minisblack", "planarconfig": "contig"})]:
+        samples = values[:, :, :channels] if channels > 1 else grey
+        data = tiff(samples, 6, compression=compression, **options)
+        np.testing.assert_array_equal(decode_image(data, channels), np.rot90(want[:, :, :channels], -1))
+
+
+@pytest.mark.parametrize("kind", ["int8", "int16", "int32", "uint32"])
+def test_tiffs_of_other_integers_are_refused_by_name(kind: str) -> None:
+    grey, rgb = (smooth()[:, :, 0] // 2).astype(kind), (smooth() // 2).astype(kind)
+    for source in (data := tiff(grey), Image.open(io.BytesIO(data)), grey, tiff(rgb, photometric="rgb")):
+        with pytest.raises(Unreadable, match=f"holds {kind}; uint8, uint16 or .*: scale it"):
+            decode_image(source, 3)
+
+
+def test_tiffs_that_no_decoder_has_right_are_refused() -> None:
+    planes = tiff(np.zeros((3, 8, 9), np.uint16), photometric="rgb", planarconfig="separate")
+    with pytest.raises(Unreadable, match="planes of 16 bits"):
+        decode_image(Image.open(io.BytesIO(planes)), 3)
+    inks = tiff(np.zeros((4, 8, 9), np.uint16), photometric="separated", planarconfig="separate")
+    for channels in (3, 4):
+        with pytest.raises(Unreadable, match="a TIFF of uint16 with colours SEPARATED"):
+            decode_image(inks, channels)
+
+
 def test_images_in_memory_are_decoded_in_every_form(tmp_path: Path) -> None:
     """The forms are channels last or first, whole numbers or floats from 0 to 1, arrays, tensors and Pillow images."""
     want = smooth(9, 12)

@@ -6,7 +6,7 @@ multi-channel TIFFs. The format is read from the bytes and not from the name.
 
 Rules:
 
-- 16-bit values are divided by 257, so that 65535 becomes 255 (Pillow divides those of RGB PNGs by 256).
+- 16-bit values are divided by 257, so that 65535 becomes 255 (Pillow divides those of RGB PNGs and TIFFs by 256).
 - Floating point values must go from 0 to 1. Arrays may have their channels last or first.
 - CMYK becomes RGB, and palettes are looked up. Transparent pixels are blended with white, unless 4 channels are requested.
 - EXIF orientation is applied. Colour profiles are not. The first frame of an animation is read.
@@ -33,7 +33,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from mmm.data.decode.files import MAX_PIXELS, check_pixels, read_file
-from mmm.data.decode.jpeg import decode_jpeg, orientation, reduction, upright
+from mmm.data.decode.jpeg import ORIENTATION, decode_jpeg, orientation, reduction, upright
 from mmm.data.errors import Unreadable
 
 Pixels = NDArray[np.uint8]
@@ -43,6 +43,11 @@ CHECKED = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")  # chunks of a PNG that its pixel
 # the formats that Pillow may open; for some of the others it starts another program (EPS: Ghostscript)
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+BITS, COMPRESSION, PHOTOMETRIC, PLANAR, SAMPLE_FORMAT = 258, 259, 262, 284, 339  # tags of a TIFF
+MIN_IS_WHITE, RGB = 0, 2  # values of PHOTOMETRIC
+INDIRECT = (3, 5, 6, 8, 9, 10)  # further ones, whose samples are not grey or RGB: palette, CMYK, YCbCr, CIELab, ICCLab, ITULab
+UNSIGNED, SIGNED = 1, 2  # values of SAMPLE_FORMAT
+ALPHA = 2  # the kind of an extra sample that is an alpha channel, by which the colours have not been multiplied
 
 
 def decode_image(
@@ -107,6 +112,8 @@ def _decode(source: Any, channels: int, size_hint: int | None) -> NDArray[Any]:
         return _from_array((values.float() if values.is_floating_point() else values).numpy(), channels)
     if isinstance(source, Image.Image):
         check_pixels(source.height, source.width)
+        if isinstance(source, TiffImageFile) and _is_garbled(source):
+            raise Unreadable("a TIFF with planes of 16 bits, which Pillow misreads; store it with its channels last")
         return _upright(source, channels)
     data = source if isinstance(source, bytes) else read_file(source)
     if not data:
@@ -144,10 +151,18 @@ def _from_pillow(data: bytes, channels: int, size_hint: int | None) -> NDArray[A
     with Image.open(io.BytesIO(data), formats=_formats()) as image:
         width, height = image.size
         check_pixels(height, width)
+        if isinstance(image, TiffImageFile) and _is_garbled(image):
+            return _from_tiff(data, channels)
         factor = reduction(height, width, size_hint)
         if factor > 1:
             image.draft(None, (width // factor, height // factor))  # only JPEGs are reduced
         return _upright(image, channels)
+
+
+def _is_garbled(image: TiffImageFile) -> bool:
+    """Whether Pillow misreads the pixels: uncompressed planes of more than 8 bits."""
+    tags = image.tag_v2
+    return bool(tags.get(PLANAR, 1) == 2 and tags.get(COMPRESSION, 1) == 1 and max(tags.get(BITS, (1,))) > 8)
 
 
 def _upright(image: Image.Image, channels: int) -> NDArray[Any]:
@@ -159,13 +174,12 @@ def _upright(image: Image.Image, channels: int) -> NDArray[Any]:
 
 def _converted(image: Image.Image, channels: int) -> NDArray[Any]:
     """Converts a loaded image to (H, W, C), in its stored orientation."""
-    if image.mode.startswith("I"):  # I;16 and its variants, and I, which older versions of Pillow use for a 16-bit PNG
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise Unreadable("32-bit integers have no defined range; store uint8, uint16 or floating point values from 0 to 1")
-        return _from_array(values.astype(np.uint16), channels)
-    if image.mode == "F":
-        return _from_array(np.asarray(image), channels)
+    if isinstance(image, TiffImageFile):
+        bits, sample = max(image.tag_v2.get(BITS, (1,))), image.tag_v2.get(SAMPLE_FORMAT, (UNSIGNED,))[0]
+        if sample == SIGNED or (sample == UNSIGNED and bits > 16):
+            raise _not_expected(f"{'u' * (sample == UNSIGNED)}int{bits}")
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _in_8_bits(image)
     if channels not in MODES:
         raise Unreadable(f"has {len(image.getbands())} channels, data.channels is {channels}")
     if channels != 4 and image.has_transparency_data:
@@ -175,8 +189,21 @@ def _converted(image: Image.Image, channels: int) -> NDArray[Any]:
     return pixels if pixels.ndim == 3 else pixels[:, :, None]  # (H, W, C)
 
 
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    """Converts a grey image of 16 bits or floating point values to one of 8 bits."""
+    values = np.asarray(image)
+    if image.mode.startswith("I"):  # I;16 and its variants, and I, which older versions of Pillow use for a 16-bit PNG
+        if values.min() < 0 or values.max() > 65535:
+            raise Unreadable("32-bit integers have no defined range; store uint8, uint16 or floating point values from 0 to 1")
+        values = values.astype(np.uint16)
+    grey = _to_uint8(values)
+    if isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC) == MIN_IS_WHITE:  # Pillow inverts those of 8 bits only
+        grey = 255 - grey
+    return Image.fromarray(grey)
+
+
 def _from_tiff(data: bytes, channels: int) -> NDArray[Any]:
-    """Decodes with tifffile: any number of channels, first or last, or one per page."""
+    """Decodes with tifffile: any number of channels, first or last, or one per page; grey or RGB with or without alpha."""
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:
@@ -186,9 +213,23 @@ def _from_tiff(data: bytes, channels: int) -> NDArray[Any]:
             raise Unreadable(f"a TIFF with axes {series.axes}; rows, columns and channels are expected")
         check_pixels(series.shape[rows], series.shape[columns])
         planes = math.prod(series.shape) // (series.shape[rows] * series.shape[columns])
-        if planes not in (1, channels):
+        page = series.keyframe
+        if page.photometric in INDIRECT and channels in MODES:
+            inks = tifffile.PHOTOMETRIC(page.photometric).name
+            raise Unreadable(f"a TIFF of {series.dtype.name} with colours {inks}; grey and RGB are expected")
+        colours = 3 if page.photometric == RGB else 1
+        has_alpha = planes == colours + 1 and page.extrasamples == (ALPHA,)
+        if planes != channels and not (channels in MODES and (planes in (1, colours) or has_alpha)):
             raise Unreadable(f"has {planes} channels, data.channels is {channels}")
-        return _from_array(np.moveaxis(series.asarray(), (rows, columns), (0, 1)), channels)
+        values = np.moveaxis(series.asarray(), (rows, columns), (0, 1))
+        pixels = _to_uint8(values if planes > 1 else values.reshape(values.shape[:2]))
+        turned = int(page.tags.valueof(ORIENTATION, default=1))
+    if page.photometric == MIN_IS_WHITE:
+        inverted = planes - len(page.extrasamples)
+        pixels = 255 - pixels if inverted == planes else np.concatenate([255 - pixels[:, :, :inverted], pixels[:, :, inverted:]], 2)
+    if channels in MODES:
+        pixels = _converted(Image.fromarray(pixels), channels)
+    return upright(pixels, turned)
 
 
 def check_png(data: bytes) -> None:
@@ -235,13 +276,17 @@ def accepted_channels(channels: int) -> tuple[int, ...]:
     return (channels, 4 - channels) if channels in (1, 3) else (channels,)
 
 
+def _not_expected(kind: str) -> Unreadable:
+    return Unreadable(f"holds {kind}; uint8, uint16 or floating point values from 0 to 1 are expected: scale it to one of these")
+
+
 def _to_uint8(values: NDArray[Any]) -> NDArray[Any]:
     if values.dtype == np.uint8:
         return values
     if values.dtype == np.uint16:
         return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 / 257 = 255
     if not np.issubdtype(values.dtype, np.floating):
-        raise Unreadable(f"holds {values.dtype}; uint8, uint16 or floating point values from 0 to 1 are expected")
+        raise _not_expected(values.dtype.name)
     least, largest = values.min(), values.max()
     if not (least >= 0 and largest <= 1):  # also true for NaN
         raise Unreadable(f"floating point pixels from {least:g} to {largest:g}; they must go from 0 to 1")
