@@ -65,6 +65,16 @@ def test_exif_rotation_is_applied(orientation: int) -> None:
     assert upright.shape[:2] == ((40, 60) if orientation == 3 else (60, 40))
 
 
+@pytest.mark.parametrize("filled", [b"", b"\xff\xff"])
+def test_exif_rotation_behind_other_large_segments_is_applied(filled: bytes) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(Image.fromarray(smooth()), "JPEG", quality=95, exif=exif)
+    segment = filled + b"\xff\xed" + struct.pack(">H", 60002) + bytes(60000)  # APP13, where Photoshop stores its data
+    assert decode_image(data[:2] + 3 * segment + data[2:], 3).shape == (60, 40, 3)
+    np.testing.assert_array_equal(decode_image(data[:2] + 3 * segment + data[2:], 3), decode_image(data, 3))
+
+
 def test_transparency_is_laid_on_white_unless_wanted() -> None:
     clear = np.concatenate([smooth(), np.zeros((40, 60, 1), np.uint8)], -1)
     data = encoded(Image.fromarray(clear), "PNG")

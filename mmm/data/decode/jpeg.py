@@ -28,6 +28,7 @@ Pixels = NDArray[np.uint8]
 MARK = b"\xff\xd8\xff"
 SPACES = {1: "GRAY", 3: "RGB", 4: "RGBA"}
 DAMAGE = ("Corrupt JPEG data", "Premature end of JPEG")  # how libjpeg's warnings of damage begin
+START_OF_SCAN = 0xDA  # the marker before the pixels
 ORIENTATION = 0x0112  # EXIF tag
 # a file that contains one of these may have an orientation: EXIF, or XMP, which Pillow reads too
 ORIENTED = (b"Exif\0\0", b"tiff:Orientation")
@@ -53,7 +54,7 @@ def decode_jpeg(data: bytes, channels: int, size_hint: int | None) -> Pixels | N
             raise Unreadable(f"is damaged: {error}") from error
         return None
     pixels = _from_cmyk(pixels, channels) if is_cmyk else pixels
-    may_be_turned = any(data.find(mark, 0, 1 << 16) >= 0 for mark in ORIENTED)
+    may_be_turned = any(data.find(mark, 0, _header_size(data)) >= 0 for mark in ORIENTED)
     return upright(pixels, _orientation_of(data)) if may_be_turned else pixels
 
 
@@ -79,6 +80,15 @@ def upright(pixels: Pixels, orientation: int) -> Pixels:
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
     return pixels[:, ::-1] if orientation in (2, 3, 6, 7) else pixels
+
+
+def _header_size(data: bytes) -> int:
+    """Returns the number of bytes before the pixels, where EXIF and XMP are; at least 64 KB, which covers damaged headers."""
+    start = len(MARK) - 1
+    while start + 4 <= len(data) and data[start] == 0xFF and data[start + 1] != START_OF_SCAN:
+        is_filled = data[start + 1] == 0xFF  # a marker may begin with several bytes 0xFF
+        start += 1 if is_filled else 2 + int.from_bytes(data[start + 2 : start + 4], "big")
+    return max(start, 1 << 16)
 
 
 def _orientation_of(data: bytes) -> int:
