@@ -188,7 +188,9 @@ def _rows(model: Classifier, part: Images | Clips, config: Config, tally: Tally)
     device, views = next(model.parameters()).device, part.config.views
     labels, names = _labels(model, part), model.names
     for batch in eval_batches(part, part.config, batch_size=config.batch_size):
-        rows = {problem.index: {"name": problem.name, "problem": problem.reason} for problem in batch.problems}
+        rows: dict[int, dict[str, Any]] = {
+            problem.index: {"name": problem.name, "problem": problem.reason} for problem in batch.problems
+        }
         if len(batch):
             with inference(model):
                 logits = model(normalise(batch.pixels.to(device), part.config.mean, part.config.std))
