@@ -83,6 +83,16 @@ def test_transparency_is_laid_on_white_unless_wanted() -> None:
     np.testing.assert_array_equal(decode_image(data, 4), clear)
 
 
+def test_a_clear_colour_of_16_bit_grey_is_laid_on_white_unless_wanted() -> None:
+    values = np.array([[2570, 2571], [0, 65535]], np.uint16)  # the first two are 10 of 255 in 8 bits, and only one of them is clear
+    data = encoded(Image.fromarray(values), "PNG", transparency=2570)
+    assert decode_image(data, 1)[:, :, 0].tolist() == [[255, 10], [0, 255]]
+    assert decode_image(data, 3).tolist() == [[[255] * 3, [10] * 3], [[0] * 3, [255] * 3]]
+    np.testing.assert_array_equal(decode_image(data, 4)[:, :, 3], [[0, 255], [255, 255]])
+    opaque = decode_image(encoded(Image.fromarray(values), "PNG"), 4)
+    assert opaque.tolist() == [[[10, 10, 10, 255]] * 2, [[0, 0, 0, 255], [255] * 4]]
+
+
 def test_palette_is_looked_up() -> None:
     image = Image.new("P", (8, 8), 1)
     image.putpalette([0, 0, 0, 10, 200, 30])

@@ -190,7 +190,7 @@ def _converted(image: Image.Image, channels: int) -> NDArray[Any]:
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:
-    """Converts a grey image of 16 bits or floating point values to one of 8 bits."""
+    """Converts a grey image of 16 bits or floating point values to one of 8 bits, with the transparency it has."""
     values = np.asarray(image)
     if image.mode.startswith("I"):  # I;16 and its variants, and I, which older versions of Pillow use for a 16-bit PNG
         if values.min() < 0 or values.max() > 65535:
@@ -199,7 +199,10 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
     grey = _to_uint8(values)
     if isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC) == MIN_IS_WHITE:  # Pillow inverts those of 8 bits only
         grey = 255 - grey
-    return Image.fromarray(grey)
+    clear = image.info.get("transparency")  # the grey value of a PNG that is transparent, in 16 bits
+    if clear is None:
+        return Image.fromarray(grey)
+    return Image.fromarray(np.stack([grey, np.where(values == clear, 0, 255).astype(np.uint8)], -1))
 
 
 def _from_tiff(data: bytes, channels: int) -> NDArray[Any]:
