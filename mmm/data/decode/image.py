@@ -160,7 +160,7 @@ def _from_pillow(data: bytes, channels: int, size_hint: int | None) -> NDArray[A
 
 
 def _is_garbled(image: TiffImageFile) -> bool:
-    """Whether Pillow misreads the pixels: uncompressed planes of more than 8 bits."""
+    """Returns whether Pillow misreads the pixels: uncompressed planes of more than 8 bits."""
     tags = image.tag_v2
     return bool(tags.get(PLANAR, 1) == 2 and tags.get(COMPRESSION, 1) == 1 and max(tags.get(BITS, (1,))) > 8)
 
