@@ -190,6 +190,14 @@ def test_tiffs_of_other_integers_are_refused_by_name(kind: str) -> None:
             decode_image(source, 3)
 
 
+def test_tiffs_of_12_bits_are_scaled() -> None:
+    values = bytes([0xFF, 0xF0, 0x00, 0x80, 0x07, 0xFF])  # rows of 4095, 0 and of 2048, 2047
+    tags = {256: 2, 257: 2, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 2, 279: len(values)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    data = b"II*\0" + struct.pack("<I", 14) + values + struct.pack("<H", len(tags)) + entries + bytes(4)
+    assert decode_image(data, 1)[:, :, 0].tolist() == [[255, 0], [128, 127]]
+
+
 def test_tiffs_that_no_decoder_has_right_are_refused() -> None:
     planes = tiff(np.zeros((3, 8, 9), np.uint16), photometric="rgb", planarconfig="separate")
     with pytest.raises(Unreadable, match="planes of 16 bits"):

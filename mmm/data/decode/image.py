@@ -196,8 +196,11 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
         if values.min() < 0 or values.max() > 65535:
             raise Unreadable("32-bit integers have no defined range; store uint8, uint16 or floating point values from 0 to 1")
         values = values.astype(np.uint16)
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+    if tags.get(BITS) == (12,):  # Pillow leaves these from 0 to 4095
+        values = values / np.float32(4095)
     grey = _to_uint8(values)
-    if isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC) == MIN_IS_WHITE:  # Pillow inverts those of 8 bits only
+    if tags.get(PHOTOMETRIC) == MIN_IS_WHITE:  # Pillow inverts those of 8 bits only
         grey = 255 - grey
     clear = image.info.get("transparency")  # the grey value of a PNG that is transparent, in 16 bits
     if clear is None:
