@@ -191,3 +191,45 @@ def test_what_has_no_index_is_refused() -> None:
         opened(image for image in PIXELS)
     with pytest.raises(ValueError, match="a label holds float; whole numbers or names are expected"):
         opened([(PIXELS[0], 0.5)])
+
+
+class Described(Dataset[Any]):
+    """Six images with labels, and attributes as users give them."""
+
+    def __init__(self, **attributes: Any) -> None:
+        self.__dict__ |= attributes
+
+    def __len__(self) -> int:
+        return len(PIXELS)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        return PIXELS[index], torch.tensor(LABELS[index])
+
+
+@pytest.mark.parametrize("name", ["targets", "labels"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(["x", "y", "z"], True, 3, "column", lambda: LABELS, dict(enumerate(LABELS)), set(range(6)), b"abcdef", "abcdef"),
+        *(torch.tensor(3), torch.zeros(6, 3), np.array(3)),
+    ],
+)
+def test_an_attribute_that_is_no_label_of_each_sample_is_not_used(name: str, value: Any) -> None:
+    assert opened(Described(**{name: value})).labels().tolist() == LABELS
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor])
+def test_an_attribute_with_a_label_of_each_sample_is_used(kind: Any) -> None:
+    other = [1, 1, 0, 2, 0, 1]
+    assert opened(Described(targets=["x", "y", "z"], labels=kind(other))).labels().tolist() == other
+
+
+@pytest.mark.parametrize("classes", [3, "abc", [0, 1, 2], {"a": 0}, lambda: ["a", "b", "c"]])
+def test_classes_that_are_no_names_are_refused(classes: Any) -> None:
+    with pytest.raises(ValueError, match=r"registered:mine: `classes` is .*; give a list of names, one of each class"):
+        opened(Described(classes=classes)).labels()
+
+
+def test_a_label_of_several_numbers_is_refused() -> None:
+    with pytest.raises(ValueError, match="a label holds Tensor; whole numbers or names are expected"):
+        opened([(image, torch.zeros(3)) for image in PIXELS])

@@ -11,6 +11,7 @@ Shapes: N samples, (H, W) of an image, C channels.
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -47,7 +48,8 @@ def register_source(name: str, data: object) -> None:
         data: one of the following, a mapping of splits (train, test, ...) to such data, or a function that returns it, called
             when the source is opened:
 
-            - a torch map-style data set whose samples are images, tuples of an image and a label, or mappings of columns;
+            - a torch map-style data set whose samples are images, tuples of an image and a label, or mappings of columns; an
+              attribute `targets` or `labels` with as many values as samples is used as the labels, and `classes` as their names;
             - a Hugging Face `Dataset` or `DatasetDict`;
             - a list of files or images, or of tuples of one of them and a label; a single file or image;
             - an array or tensor of images, (N, H, W), (N, H, W, C) or (N, C, H, W).
@@ -224,16 +226,33 @@ class ItemColumn:
 
 
 def _labels(column: ItemColumn, title: str) -> tuple[Tensor | None, tuple[str, ...] | None]:
-    """Returns labels int64 (N,), -1 for samples without one, and the names of the classes."""
+    """Returns labels int64 (N,), -1 for samples without one, and the names of the classes.
+
+    Raises:
+        ValueError: the names of the classes, or the labels, are of another kind.
+    """
     items = column.items
-    values: Any = next((value for name in ("targets", "labels") if (value := getattr(items, name, None)) is not None), None)
+    found: list[Any] = [getattr(items, name, None) for name in ("targets", "labels")]
+    values: Any = next((value for value in found if _is_column(value) and len(value) == len(items)), None)
     if values is None:
         if len(items) == 0 or _label(column, 0) is None:
             return None, None
         if not isinstance(items, Sequence):
             logger.info("data.source %s: each sample is read to get its label; an attribute `targets` avoids this", title)
         values = [_label(column, row) for row in range(len(items))]
-    return number_labels([_plain(value) for value in values], getattr(items, "classes", None), f"data.source {title}: a label")
+    names: Any = getattr(items, "classes", None)
+    if isinstance(names, np.ndarray):
+        names = names.tolist()
+    if names is not None and not (_is_column(names) and all(isinstance(name, str) for name in names)):
+        raise ValueError(f"data.source {title}: `classes` is {names!r:.80}; give a list of names, one of each class, or None")
+    return number_labels([_plain(value) for value in values], names, f"data.source {title}: a label")
+
+
+def _is_column(value: Any) -> bool:
+    """Returns whether a value is a sequence, or an array or tensor with one axis, and not a text."""
+    if isinstance(value, str | bytes | Mapping) or callable(value) or getattr(value, "ndim", 1) != 1:
+        return False
+    return hasattr(value, "__len__") and hasattr(value, "__getitem__")
 
 
 def _label(column: ItemColumn, row: int) -> Any:
@@ -244,7 +263,7 @@ def _label(column: ItemColumn, row: int) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic | np.ndarray | Tensor) else value
+    return value.item() if isinstance(value, np.generic | np.ndarray | Tensor) and math.prod(value.shape) == 1 else value
 
 
 def _spread(count: int) -> Iterable[int]:
