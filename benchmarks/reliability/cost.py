@@ -11,7 +11,7 @@ import os
 import random
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor
 import mmm.train.loop as loop
 from benchmarks.reliability.harness import run_jobs, start
 from benchmarks.reliability.runs import make_config, make_data
+from mmm.data import ImagesConfig
 from mmm.data.loading.loader import Order, train_batches
 from mmm.encoders import VisionTransformer
 from mmm.train import session
@@ -160,9 +161,7 @@ def _add_time(seconds: dict[str, float], name: str) -> Any:
 class _LargeDataset:
     """A dataset with as many samples as a large one, but without the cost of reading."""
 
-    workers: int = 0
-    repeats: int = 1
-    views: int = 1
+    config: ImagesConfig = field(default_factory=lambda: ImagesConfig(workers=0))
     defers_resize: bool = False
 
     def __len__(self) -> int:
@@ -190,8 +189,8 @@ def _measure_first_batch() -> dict[str, Any]:
     seconds: dict[int, list[float]] = {0: [], int(0.95 * steps): []}
     for _ in range(STARTS):
         for first, measured in seconds.items():
-            began = time.perf_counter()
-            next(train_batches(_LargeDataset(), _LargeDataset(), seed=0, batch_size=256, steps=steps, start_step=first))
+            data, began = _LargeDataset(), time.perf_counter()
+            next(train_batches(data, data.config, seed=0, batch_size=256, steps=steps, start_step=first))
             measured.append(time.perf_counter() - began)
     new, late = (min(measured) for measured in seconds.values())
     figures = {"seconds to the first batch of a new run": round(new, 4), "at 95 % of an epoch of 1.28 M": round(late, 4)}
