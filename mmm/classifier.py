@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmm.core.checks import AboveZero, CheckedConfig, Rate
+from mmm.core.modes import evaluating
 from mmm.core.pretrained import Pretrained, checked_labels, class_names
 from mmm.core.registry import PartConfig
 from mmm.core.types import Input
@@ -195,11 +196,8 @@ class Classifier(Pretrained, nn.Module):
         Raises:
             ValueError: a sample has a form that the model does not accept.
         """
-        training = self.training
-        try:
-            return self.eval().named(self(self.prepared(x)).float().softmax(1), top=top)
-        finally:
-            self.train(training)
+        with evaluating(self):
+            return self.named(self(self.prepared(x)).float().softmax(1), top=top)
 
     def named(self, probabilities: Tensor, *, top: int = 5) -> list[dict[str, float]]:
         """Returns the `top` most probable classes of each row of probabilities (B, K), by name, in falling order."""

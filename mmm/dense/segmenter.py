@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmm.core.modes import evaluating
 from mmm.core.pretrained import Pretrained, checked_labels
 from mmm.core.types import Input
 from mmm.dense.heads import DenseHead, DenseHeadConfig, heads
@@ -126,13 +127,9 @@ class Segmenter(Pretrained, nn.Module):
         Raises:
             ValueError: the model has no `data`, so the size of the windows is not known.
         """
-        data, training = self._known_data(), self.training
-        height, width = data.size[-2:]
-        self.eval()
-        try:
+        height, width = self._known_data().size[-2:]
+        with evaluating(self):
             return score_image(self.full_size, x, (height, width), (self.tokenizer.size[-2], self.tokenizer.size[-1]), whole=whole)
-        finally:
-            self.train(training)
 
     def predict(self, x: Any, *, whole: bool = False) -> list[dict[str, Any]]:
         """Predicts the classes of the pixels of images, at the size of each image.

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmm.classifier import Classifier
+from mmm.core.modes import evaluating
 from mmm.data import Clips, Images, Problem
 from mmm.data.loading.loader import prepare
 from mmm.evaluate.batches import all_gather, check_read, read_batches
@@ -39,16 +40,15 @@ def classify(
     Raises:
         ValueError: no input could be read.
     """
-    data, views, training = part.config, part.config.views, model.training
+    data, views = part.config, part.config.views
     tally, losses = Tally(1, model.head.classes, device), [torch.zeros((), device=device)]  # a sum for each batch
-    model.eval()
-    for batch in read_batches(part, "scores", problems, batch_size=batch_size):
-        batch = batch.to(device)
-        assert batch.labels is not None
-        labels, logits = batch.labels[::views], model(prepare(batch, data, train=False))  # (b,), (b V, K)
-        tally.add(mean_of_views(logits, views)[None], labels)
-        losses.append(F.nll_loss(log_mean_of_views(logits, views), labels, reduction="sum"))
-    model.train(training)
+    with evaluating(model):
+        for batch in read_batches(part, "scores", problems, batch_size=batch_size):
+            batch = batch.to(device)
+            assert batch.labels is not None
+            labels, logits = batch.labels[::views], model(prepare(batch, data, train=False))  # (b,), (b V, K)
+            tally.add(mean_of_views(logits, views)[None], labels)
+            losses.append(F.nll_loss(log_mean_of_views(logits, views), labels, reduction="sum"))
     check_read(len(losses) > 1, part, problems)
     loss = math.fsum(value for own in all_gather(torch.stack(losses).tolist()) for value in own)
     result = tally.gather().result(0)

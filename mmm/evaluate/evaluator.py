@@ -28,6 +28,7 @@ from typing import Any, ClassVar
 import torch
 
 from mmm.core.checks import Positive
+from mmm.core.modes import evaluating
 from mmm.core.registry import PartConfig, PartSet, Registry
 from mmm.data import Clips, DataConfig, Images, Problem, open_data
 from mmm.evaluate.run_results import output_name, record
@@ -294,12 +295,8 @@ class Evaluations:
 
     def _result(self, evaluator: Evaluator, context: Context, model: MaskedModel, step: int | None) -> Result:
         context.step = step
-        training = model.training
-        model.eval()  # after training, the model may be in training mode
-        try:
+        with evaluating(model):  # after training, the model may be in training mode
             found = evaluator.run(model, context)
-        finally:
-            model.train(training)
         figures = {context.named(name): value for name, value in evaluator.figures(found).items()}
         return Result(context.named(evaluator.config.name), found, figures, evaluator.format(found))
 

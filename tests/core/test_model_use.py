@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from PIL import Image
 import mmm
 from mmm import Input, Mask, MaskedModel
 from mmm.classifier import Classifier
+from mmm.dense.heads import LinearHead
+from mmm.dense.segmenter import Segmenter
 
 
 @pytest.fixture
@@ -130,3 +133,29 @@ def test_a_model_that_does_not_know_its_data_says_so(build: Callable[..., Masked
     with pytest.raises(ValueError, match="data=Input"):
         model.encode(photographs)
     assert Input(size=(12, 16)).channels == 3
+
+
+def test_the_mode_of_every_module_is_kept(build: Callable[..., MaskedModel], photographs: list[Image.Image]) -> None:
+    """A part that the user had set to evaluation mode was in training mode after `reconstruct`."""
+    model = build()
+    segmenter = Segmenter.build(model.tokenizer, build().encoder, LinearHead.Config(), classes=3, data=model.data)
+    classifier = Classifier.of(build(), classes=3)
+    uses: list[tuple[Any, Callable[[], Any]]] = [
+        (model, lambda: model.reconstruct(photographs)),
+        (classifier, lambda: classifier.predict(photographs)),
+        (segmenter, lambda: segmenter.predict(photographs)),
+    ]
+    for one, use in uses:
+        one.train()
+        one.encoder.eval()
+        modes = [module.training for module in one.modules()]
+        use()
+        assert [module.training for module in one.modules()] == modes
+
+
+def test_the_mode_is_kept_after_an_error(build: Callable[..., MaskedModel]) -> None:
+    model = build()
+    model.encoder.eval()
+    with pytest.raises(ValueError, match="both say what is hidden"):
+        model.reconstruct(torch.rand(1, 3, 12, 16), ratio=0.5, hidden=np.ones((12, 16), bool))
+    assert (model.training, model.encoder.training, model.decoder.training) == (True, False, True)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mmm.core.modes import evaluating
 from mmm.data import Problem
 from mmm.data.annotated.detection import AnnotatedObjects
 from mmm.data.annotated.objects import Objects, as_pixels, mask_api, paste_masks
@@ -88,12 +89,8 @@ def _plain(value: float) -> float | None:
 @torch.no_grad()
 def detect(model: Detector, x: Tensor) -> list[Found]:
     """Finds the objects of normalised images (B, C, H, W); labels count from 0, masks are those of torchvision."""
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         return [one | {"labels": one["labels"] - 1} for one in model(x)]
-    finally:
-        model.train(training)
 
 
 def in_image(found: Found, part: AnnotatedObjects, index: int) -> Found:

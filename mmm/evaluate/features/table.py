@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmm.core.modes import evaluating
 from mmm.data import Clips, Images
 from mmm.data.errors import Problem
 from mmm.data.transforms.crop import normalise
@@ -59,16 +60,12 @@ class FeatureTable:
 
 @contextmanager
 def inference(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
-    """Context of inference: evaluation mode, no gradient, and autocast to `dtype` (None: fp32). Restores the mode afterwards."""
-    training, device = model.training, next(model.parameters()).device
-    model.eval()
+    """Context of inference: evaluation mode, no gradient, and autocast to `dtype` (None: fp32). Restores the modes afterwards."""
+    device = next(model.parameters()).device
     if dtype == torch.bfloat16 and device.type == "cpu":
         use_cpu_bf16_kernels(model)
-    try:
-        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype is not None):
-            yield
-    finally:
-        model.train(training)
+    with evaluating(model), torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+        yield
 
 
 def encoded(model: MaskedModel, pooling: Pooling, dtype: torch.dtype | None = None) -> Extract:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mmm.core.mask import Mask
+from mmm.core.modes import evaluating
 from mmm.core.rng import sample_keys
 from mmm.core.tokens import take
 from mmm.core.types import Input
@@ -134,14 +135,13 @@ def reconstruct_samples(
         raise ValueError("this model does not know how its samples are normalised; build it with data=Input(...)")
     x = model.prepared(samples)
     keys = sample_keys(seed, 0, torch.arange(x.shape[0], device=x.device))
-    masker, training = model.masker, model.training
-    try:
-        model.eval()
-        model.masker = remasked(masker, ratio, hidden)
-        return reconstruct(model, x, model.data, keys)
-    finally:
-        model.masker = masker
-        model.train(training)
+    masker = model.masker
+    with evaluating(model):
+        try:
+            model.masker = remasked(masker, ratio, hidden)
+            return reconstruct(model, x, model.data, keys)
+        finally:
+            model.masker = masker
 
 
 def remasked(masker: Masker, ratio: float | None, hidden: Any) -> Masker:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mmm.classifier import Classifier
+from mmm.core.modes import evaluating
 from mmm.dense.detector import Detector
 from mmm.dense.segmenter import Segmenter
 from mmm.model import MaskedModel
@@ -60,13 +61,11 @@ class Onnx(Format):
             )
         if any(find_spec(name) is None for name in PACKAGES):
             raise ValueError(f"--to onnx needs the packages {' and '.join(PACKAGES)}: pip install {' '.join(PACKAGES)}")
-        data, training, device = data_of(model), model.training, next(model.parameters()).device
+        data, device = data_of(model), next(model.parameters()).device
         x = torch.randn(3, data.channels, *data.size, generator=torch.Generator().manual_seed(0)).to(device)
-        try:
-            self._export(graph := Graph(model).eval(), x, folder / FILE)
+        with evaluating(graph := Graph(model)):
+            self._export(graph, x, folder / FILE)
             error = _compare(graph, x, folder / FILE)
-        finally:
-            model.train(training)
         shape = ", ".join(map(str, x.shape[1:]))
         logger.info("%s: opset %d, input %s (batch, %s), output %s; %s", FILE, OPSET, INPUT, shape, output_of(model), error)
         return ["import onnxruntime", f"session = onnxruntime.InferenceSession({str(folder / FILE)!r})"]
