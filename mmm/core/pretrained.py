@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmm.core.types import Input
 
@@ -33,6 +33,12 @@ def checked_labels(labels: Sequence[str] | None, classes: int) -> tuple[str, ...
     if len(labels) != classes:
         raise ValueError(f"labels has {len(labels)} names for {classes} classes; give one for each class, or none")
     return tuple(labels)
+
+
+def like_weights(x: Tensor, model: nn.Module) -> Tensor:
+    """Returns samples on the device and in the precision of a model's weights."""
+    weight = next(weight for weight in model.parameters() if weight.is_floating_point())
+    return x.to(weight.device, weight.dtype)
 
 
 def class_names(labels: tuple[str, ...] | None, classes: int) -> tuple[str, ...]:
@@ -70,8 +76,8 @@ class Pretrained:
 
         Args:
             x: a floating-point tensor with a batch axis counts as normalised and is returned unchanged: (B, C, H, W) for a model of
-                images, (B, C, T, H, W) for a model of clips. Anything else is passed through `transform`, and the result is on the
-                model's device.
+                images, (B, C, T, H, W) for a model of clips. Anything else is passed through `transform`, and the result has the
+                device and the precision of the model's weights.
 
         Raises:
             ValueError: a floating-point tensor has at least 4 axes, but not those of this model's batches, or `transform` does not
@@ -79,7 +85,7 @@ class Pretrained:
         """
         model: Any = self
         if not is_normalised(x):
-            return self.transform(x).to(next(model.parameters()).device)
+            return like_weights(self.transform(x), model)
         token = model.tokenizer.size
         size = token if self.data is None else self.data.size  # images may be encoded as tubes
         if not len(size) + 2 <= x.ndim <= len(token) + 2:

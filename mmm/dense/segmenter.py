@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmm.core.modes import evaluating
-from mmm.core.pretrained import Pretrained, checked_labels
+from mmm.core.pretrained import Pretrained, checked_labels, like_weights
 from mmm.core.types import Input
 from mmm.dense.heads import DenseHead, DenseHeadConfig, heads
 from mmm.dense.relative_bias import add_relative_bias
@@ -151,7 +151,7 @@ class Segmenter(Pretrained, nn.Module):
 
     def full_size(self, x: Tensor) -> Tensor:
         """Returns logits of normalised pixels (B, C, H, W) at their size, float32 (B, K, H, W)."""
-        return F.interpolate(self(x)[0].float(), x.shape[-2:], mode="bilinear", align_corners=False)
+        return F.interpolate(self(like_weights(x, self))[0].float(), x.shape[-2:], mode="bilinear", align_corners=False)
 
     def train(self, mode: bool = True) -> Self:
         """Sets the training mode. A frozen encoder stays in evaluation mode."""

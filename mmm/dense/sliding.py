@@ -61,6 +61,6 @@ def score_image(score: Score, x: Tensor, window: tuple[int, int], token: tuple[i
     size = [max(round(side * factor), least) for side, least in zip((height, width), window, strict=True)]
     if whole:
         size = [max(1, round(side / one)) * one for side, one in zip(size, token, strict=True)]
-    resized = x if size == [height, width] else F.interpolate(x, size, mode="bicubic", antialias=True, align_corners=False)
+    resized = x if size == [height, width] else F.interpolate(x.float(), size, mode="bicubic", antialias=True, align_corners=False)
     scores = score(resized) if whole else slide(score, resized, window)
     return F.interpolate(scores, (height, width), mode="bilinear", align_corners=False)

@@ -159,3 +159,15 @@ def test_the_mode_is_kept_after_an_error(build: Callable[..., MaskedModel]) -> N
     with pytest.raises(ValueError, match="both say what is hidden"):
         model.reconstruct(torch.rand(1, 3, 12, 16), ratio=0.5, hidden=np.ones((12, 16), bool))
     assert (model.training, model.encoder.training, model.decoder.training) == (True, False, True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_model_of_any_precision_takes_images(
+    build: Callable[..., MaskedModel], photographs: list[Image.Image], dtype: torch.dtype
+) -> None:
+    model = build().to(dtype)
+    assert model.encode(photographs).last.dtype == dtype
+    assert model.reconstruct(photographs, ratio=0.5).predicted.isfinite().any()
+    assert len(Classifier.of(model, classes=3).to(dtype).predict(photographs)) == 3
+    segmenter = Segmenter.build(model.tokenizer, model.encoder, LinearHead.Config(), classes=3, data=model.data).to(dtype)
+    assert segmenter.predict(photographs)[0]["labels"].shape == (30, 20)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmm.core.pretrained import class_names, is_normalised
+from mmm.core.pretrained import class_names, is_normalised, like_weights
 from mmm.data.annotated.detection import empty_canvas, fitted, paint
 from mmm.data.annotated.objects import Placement, paste_masks
 from mmm.data.decode.image import Pixels
@@ -54,7 +54,7 @@ def find_objects(model: Detector, image: Pixels, *, least: float = 0.5) -> Found
     sample = empty_canvas(data.mean, canvas)
     paint(sample, image, placement)
     x = normalise(sample[None].to(next(model.parameters()).device), data.mean, data.std)
-    (found,) = detect(model, x)
+    (found,) = detect(model, like_weights(x, model))
     return _moved(found, placement, size, least)
 
 

@@ -106,6 +106,7 @@ def reconstruct_masked(model: MaskedModel, x: Tensor, data: Input, mask: Mask) -
     patches, grid = model.tokenizer.split(x), model.tokenizer.grid(x)  # (B, N, P)
     mask = every_hidden(mask, len(x), patches.shape[1])
     prediction = model(x, mask=mask).prediction.float()  # (B, Q, K)
+    patches = patches.float()  # a model in half precision takes such samples; distances are not implemented for them
     filled = fill_hidden(model, prediction, patches, grid, mask, data)
     target = to_unit(take(patches, mask.predict), data)
     errors = {name: (values - target).square().mean((1, 2)) for name, values in filled.items()}
