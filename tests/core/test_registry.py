@@ -169,3 +169,9 @@ def test_a_config_cannot_skip_the_checks() -> None:
                         pass
     finally:
         del REGISTRIES["skipping"]
+
+
+def test_a_registry_lists_its_names(bells: Registry[Any]) -> None:
+    assert list(bells) == ["door"]
+    assert "door" in bells
+    assert "gong" not in bells

@@ -341,18 +341,13 @@ def test_poisoned_weights_are_never_saved(tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_bf16_trains_and_its_choice_is_known(tmp_path):
-    from accelerate.state import AcceleratorState
-
+def test_bf16_trains_in_a_process_that_has_trained_in_fp32(tmp_path):
     from mmm.train.distributed.setup import precision_of
 
-    AcceleratorState._reset_state()
-    try:
-        training = train(tmp_path, replace(CONFIG, precision="bf16"))
-        assert precision_of(training.accelerator) == "bf16"
+    for run, precision in enumerate(("fp32", "bf16", "fp32")):
+        training = train(tmp_path / f"{run}", replace(CONFIG, precision=precision))
+        assert precision_of(training.accelerator) == precision
         assert all(value.dtype == torch.float32 for value in training.unwrapped.parameters())
-    finally:
-        AcceleratorState._reset_state()
 
 
 def test_two_processes_equal_one(tmp_path):

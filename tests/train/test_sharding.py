@@ -217,9 +217,6 @@ def masked_model(folder, rank):
 
 def in_bf16(folder):
     """Checks that products are bf16, and that the inputs of blocks, the weights and the optimizer's state are fp32."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state()
     config = replace(SETTINGS, precision="bf16", steps=2, warmup_steps=0)
     training = train(folder / "bf16", config, sharded=True, dtype=torch.float32)
     assert training.unwrapped.blocks[0].seen == {(torch.float32, torch.float32, torch.bfloat16)}

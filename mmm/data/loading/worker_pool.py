@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -179,9 +180,12 @@ class WorkerPool:
         return batches
 
     def _end(self) -> None:
+        """Ends the processes, and removes the shared memory of those that were killed before they could give it away."""
         for process in self.processes:
             process.kill()
             process.join()
+            for segment in Path("/dev/shm").glob(f"torch_{process.pid}_*"):
+                segment.unlink(missing_ok=True)
 
     def find_culprits(self) -> dict[int, str]:
         """Returns the inputs that ended a worker, with the reasons. A worker that was killed from outside has none."""

@@ -37,6 +37,7 @@ def start(config: TrainConfig) -> Accelerator:
             a strategy is not supported, or `train.strict` is not possible.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+    from accelerate.state import AcceleratorState
     from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin
 
     check_strategy(os.environ)
@@ -56,6 +57,7 @@ def start(config: TrainConfig) -> Accelerator:
     if cpu:
         set_threads(config.threads, os.environ)
         keep_memory()
+    AcceleratorState._reset_state()  # otherwise a second run in the same process, as in a notebook, must have the same precision
     return Accelerator(
         mixed_precision=ACCELERATE_NAMES[precision],
         # the loop divides the loss; a launch configuration with accumulation steps would divide it again
