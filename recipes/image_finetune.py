@@ -97,7 +97,6 @@ SMALL = finetune.Config(
         learning_rate=1e-3,
         scale_learning_rate=None,
         warmup_steps=50,
-        precision="fp32",  # a model this small is slower in bf16, on a CPU that has it
         log_every=50,
         evaluate_every=250,
     ),
@@ -125,7 +124,7 @@ DEMO = finetune.Config(
         learning_rate=1e-3,
         scale_learning_rate=None,
         warmup_steps=30,
-        precision="fp32",  # a model this small is slower in bf16, on a CPU that has it
+        precision="fp32",
         log_every=50,
         evaluate_every=200,
     ),

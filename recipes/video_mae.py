@@ -115,7 +115,6 @@ SMALL = pretrain.Config(
         warmup_steps=150,
         betas=(0.9, 0.95),
         clip_norm=1.0,
-        precision="fp32",  # a model this small is slower in bf16, on a CPU that has it
         log_every=50,
         evaluate_every=1000,
     ),
@@ -152,8 +151,8 @@ DEMO = pretrain.Config(
         warmup_steps=80,
         betas=(0.9, 0.95),
         clip_norm=1.0,
-        precision="fp32",  # a model this small is slower in bf16, on a CPU that has it
         threads=1,  # the second core decodes the videos
+        precision="fp32",  # so that the documented figures do not depend on the processor
         log_every=100,
     ),
     evaluate=EvaluatorSet.of(
