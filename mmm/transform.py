@@ -19,6 +19,7 @@ from mmm.data.clip_config import ClipsConfig
 from mmm.data.datasets.clip_sampling import even_frames
 from mmm.data.decode.image import Pixels, decode_image
 from mmm.data.errors import Unreadable
+from mmm.data.media import IMAGE_SUFFIXES
 from mmm.data.transforms import clip_crop
 from mmm.data.transforms.crop import center_crop, covering_size, crop_boxes, flip, normalise, resized_crop
 
@@ -81,12 +82,16 @@ class Transform:
 
     def _read(self, samples: Any, read: Callable[[Any], T]) -> list[T]:
         """Returns what `read` makes of each sample."""
-        try:
-            found = [read(sample) for sample in self._listed(samples)]
-        except Unreadable as error:
-            raise ValueError(f"a sample cannot be read: {error}") from error
-        if not found:
+        found, listed = list[T](), self._listed(samples)
+        if not listed:
             raise ValueError("there are no samples; give at least one image or clip")
+        for number, sample in enumerate(listed):
+            try:
+                found.append(read(sample))
+            except Unreadable as error:
+                name = "a sample" if len(listed) == 1 else f"samples[{number}]"
+                name += f", {sample}," if isinstance(sample, (str, Path)) else ""
+                raise ValueError(f"{name} cannot be read: {error}") from error
         return found
 
     def _listed(self, samples: Any) -> list[Any]:
@@ -100,18 +105,25 @@ class Transform:
         return [list(samples)] if frames and len(samples) else list(samples)
 
     def _frames(self, sample: Any) -> list[np.ndarray[Any, Any]]:
-        """Returns the frames of one sample, uint8 (h, w, C) each. An image has one frame."""
+        """Returns the frames of one sample, uint8 (h, w, C) of one size each. An image has one frame."""
         if len(self.data.size) == 2:
             hint = None if self.training else max(covering_size(1, 1, self.data.size))
             return [decode_image(sample, self.data.channels, hint)]
         frames = self.data.size[0]
+        takes = f"this model takes clips of {frames} frames: give a video, a list of frames, or an array (T, H, W, C)"
+        if isinstance(sample, (str, Path)) and Path(sample).suffix.lower() in IMAGE_SUFFIXES:
+            raise Unreadable(f"{takes}; the paths of the frames of one clip go into a list of their own, [[first, second, ...]]")
         if isinstance(sample, (str, Path, bytes)):
             return self._film(sample if isinstance(sample, bytes) else Path(sample), frames)
-        if not isinstance(sample, (np.ndarray, Tensor, list, tuple)) or np.ndim(_array(sample[0])) > 3:
-            raise ValueError(f"this model takes clips of {frames} frames; give a video, a list of frames, or an array (T, H, W, C)")
+        if not (isinstance(sample, (list, tuple)) or np.ndim(_array(sample)) == 4):
+            shape = f", not {tuple(sample.shape)}" if isinstance(sample, (np.ndarray, Tensor)) else ""
+            raise Unreadable(takes + shape)
         if len(sample) < frames:
-            raise ValueError(f"a clip has {len(sample)} frames, and this model takes {frames}; give a longer one")
-        return [decode_image(sample[number], self.data.channels) for number in _even(len(sample), frames)]
+            raise Unreadable(f"the clip has {len(sample)} frames, and this model takes {frames}; give a longer one")
+        found = [decode_image(sample[number], self.data.channels) for number in _even(len(sample), frames)]
+        if len(sizes := dict.fromkeys(f"{height} x {width}" for height, width, _ in (one.shape for one in found))) > 1:
+            raise Unreadable(f"its frames have the sizes {' and '.join(sizes)} pixels; resize the frames of a clip to one size")
+        return found
 
     def _film(self, source: Path | bytes, frames: int) -> list[np.ndarray[Any, Any]]:
         """Returns the frames of the middle clip of a video. If the stride of the model is not known, they are evenly spaced."""

@@ -70,13 +70,28 @@ def test_a_folder_of_frames_has_no_times(tmp_path: Path) -> None:
         Transform(replace(CLIP, stride=2, fps=10.0))(tmp_path)
 
 
-def test_what_cannot_be_taken_is_said(photograph: Image.Image) -> None:
+def test_what_cannot_be_taken_is_said(photograph: Image.Image, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no samples"):
         Transform(DATA)([])
     with pytest.raises(ValueError, match="clips of 4 frames"):
         Transform(CLIP)(photograph)
+    array = np.asarray(photograph)
+    with pytest.raises(ValueError, match=r"clips of 4 frames: .* not \(40, 50, 3\)"):  # it was read as 40 grey frames
+        Transform(CLIP)(array)
     with pytest.raises(ValueError, match="has 2 frames"):
         Transform(CLIP)([photograph] * 2)
+    with pytest.raises(ValueError, match="has 0 frames"):
+        Transform(CLIP)([[]])
+    for training in (False, True):
+        with pytest.raises(ValueError, match=r"samples\[1\] cannot .* frames have the sizes 40 x 50 and 20 x 50 pixels; resize"):
+            Transform(CLIP, training=training)([[array] * 4, [array, array[:20], array, array]])
+    path = tmp_path / "0.png"
+    photograph.save(path)
+    with pytest.raises(ValueError, match=r"samples\[0\], .*0.png, cannot be read: .* the paths of the frames of one clip go into"):
+        Transform(CLIP)([str(path)] * 4)
+    assert Transform(CLIP)([[str(path)] * 4]).shape == (1, 3, 4, 16, 16)
+    with pytest.raises(ValueError, match=r"samples\[1\] cannot be read: is of type NoneType; an image is Pillow's, a path"):
+        Transform(DATA)([photograph, None])
     with pytest.raises(ValueError, match="cannot be read: 1 x 20000 pixels become 64 x 1280000"):
         Transform(Input(size=(64, 64)))(torch.zeros(1, 20000, 3, dtype=torch.uint8))
     with pytest.raises(ValueError, match="from 0 to 1"):

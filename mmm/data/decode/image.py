@@ -68,7 +68,7 @@ def decode_image(
         Unreadable: reading fails; the message gives the reason.
     """
     try:
-        return np.ascontiguousarray(_decode(source, channels, size_hint))
+        return np.require(_decode(source, channels, size_hint), requirements=["C", "W"])  # torch warns about read-only arrays
     except Unreadable:
         raise
     except Exception as error:  # decoders raise errors of many kinds: OSError, SyntaxError, struct.error, ...
@@ -115,6 +115,8 @@ def _decode(source: Any, channels: int, size_hint: int | None) -> NDArray[Any]:
         if isinstance(source, TiffImageFile) and _is_garbled(source):
             raise Unreadable("a TIFF with planes of 16 bits, which Pillow misreads; store it with its channels last")
         return _upright(source, channels)
+    if not isinstance(source, (bytes, str, Path)):
+        raise Unreadable(f"is of type {type(source).__name__}; an image is Pillow's, a path, encoded bytes, an array or a tensor")
     data = source if isinstance(source, bytes) else read_file(source)
     if not data:
         raise Unreadable("the file is empty")
