@@ -30,14 +30,14 @@ class BatchNorm(nn.Module):
         self.register_buffer("batches", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns normalised features in fp32, (B, D) -> (B, D).
+        """Returns normalised features in the precision of the statistics, usually fp32, (B, D) -> (B, D).
 
         Raises:
             ValueError: a gradient is required in a training on several processes.
         """
         x = x.float()
         if not self.training:
-            return (x - self.mean) * (self.var + self.epsilon).rsqrt()
+            return ((x - self.mean) * (self.var + self.epsilon).rsqrt()).to(self.mean.dtype)
         if x.requires_grad and _together():
             raise ValueError("head.norm batch is for a frozen encoder and a pool without weights; use --head.norm layer")
         count = _over_all(x.new_tensor(float(len(x))))
@@ -48,7 +48,7 @@ class BatchNorm(nn.Module):
             weight = (1 / self.batches).clamp(min=self.momentum)
             self.mean.lerp_(mean, weight)
             self.var.lerp_(var * (count / (count - 1).clamp(min=1)), weight)  # unbiased, as torch's running variance
-        return (x - mean) * (var + self.epsilon).rsqrt()
+        return ((x - mean) * (var + self.epsilon).rsqrt()).to(self.mean.dtype)
 
 
 def _together() -> bool:
