@@ -188,19 +188,21 @@ class Classifier(Pretrained, nn.Module):
 
         Args:
             x: normalised (B, C, H, W) or (B, C, T, H, W), or images or clips in any form that `transform` takes.
-            top: number of classes to return.
+            top: number of classes to return, at least 1; more than there are returns all.
 
         Returns:
             The most probable classes of each sample with their probabilities, in falling order. Classes without names are numbers.
 
         Raises:
-            ValueError: a sample has a form that the model does not accept.
+            ValueError: a sample has a form that the model does not accept, or `top` is below 1.
         """
         with evaluating(self):
             return self.named(self(self.prepared(x)).float().softmax(1), top=top)
 
     def named(self, probabilities: Tensor, *, top: int = 5) -> list[dict[str, float]]:
         """Returns the `top` most probable classes of each row of probabilities (B, K), by name, in falling order."""
+        if top < 1:
+            raise ValueError(f"top {top}: give the number of classes to return, 1 or more")
         values, classes = probabilities.topk(min(top, self.head.classes), dim=1)  # (B, top) each
         rows, names = zip(classes.tolist(), values.tolist(), strict=True), self.names
         return [{names[number]: value for number, value in zip(*row, strict=True)} for row in rows]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -42,8 +43,14 @@ def like_weights(x: Tensor, model: nn.Module) -> Tensor:
 
 
 def class_names(labels: tuple[str, ...] | None, classes: int) -> tuple[str, ...]:
-    """Returns the names of the classes of a model, in order. Without labels, the names are numbers."""
-    return labels or tuple(str(number) for number in range(classes))
+    """Returns different names of the classes of a model, in order. Without labels, the names are numbers.
+
+    A name that several classes have is followed by the number of the class: `crane (134)` and `crane (517)` of ImageNet.
+    """
+    if not labels:
+        return tuple(str(number) for number in range(classes))
+    counts = Counter(labels)
+    return tuple(name if counts[name] == 1 else f"{name} ({number})" for number, name in enumerate(labels))
 
 
 class Pretrained:

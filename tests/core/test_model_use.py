@@ -118,6 +118,10 @@ def test_predict_names_classes(build: Callable[..., MaskedModel], photographs: l
         assert list(row.values()) == pytest.approx(values)
         assert list(row) == [("cat", "dog", "owl")[int(number)] for number in chance.argsort(descending=True)[:2]]
     assert list(Classifier.of(build(), classes=2).predict(photographs[0])[0]) in (["0", "1"], ["1", "0"])
+    cranes = Classifier.of(build(), classes=3, labels=("crane", "owl", "crane")).predict(photographs[0])[0]
+    assert set(cranes) == {"crane (0)", "owl", "crane (2)"}  # one of two classes of the same name was lost
+    with pytest.raises(ValueError, match="top -1: give the number of classes"):
+        classifier.predict(photographs, top=-1)
 
 
 def test_a_classifier_encodes_images(build: Callable[..., MaskedModel], photographs: list[Image.Image]) -> None:
