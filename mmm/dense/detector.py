@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from copy import deepcopy
 from typing import Any, Self
 
 import torch
@@ -93,11 +94,14 @@ class Detector(Pretrained, nn.Module):
         labels: tuple[str, ...] | None = None,
         seed: int | None = None,
     ) -> Self:
-        """Builds a detector. With a seed, the new weights depend on the seed alone, and torch's generator does not change."""
+        """Builds a detector with a copy of the encoder, which it changes (attention in windows, relative positions).
+
+        With a seed, the new weights depend on the seed alone, and torch's generator does not change.
+        """
         with nullcontext() if seed is None else torch.random.fork_rng(devices=[]):
             if seed is not None:
                 torch.default_generator.manual_seed(seed)
-            return cls(tokenizer, encoder, config, classes=classes, data=data, labels=labels)
+            return cls(tokenizer, deepcopy(encoder), config, classes=classes, data=data, labels=labels)
 
     def forward(self, x: Tensor, targets: list[Target] | None = None) -> Any:
         """Computes losses by name in training, and the objects of each image in evaluation.

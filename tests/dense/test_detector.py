@@ -357,7 +357,10 @@ def test_relative_biases_are_those_of_a_plain_loop() -> None:
 def test_a_detector_trains_every_weight_and_finds_objects(build: Callable[..., MaskedModel]) -> None:
     model = build((32, 32))
     assert model.data is not None
+    x = torch.rand(1, 3, 32, 32)
+    features = model.encode(x).last
     detector = Detector.build(model.tokenizer, model.encoder, DETECTOR, classes=2, data=model.data, seed=0).train()
+    assert torch.equal(model.encode(x).last, features)  # the model keeps its own encoder
     targets = [
         {
             "boxes": torch.tensor([[4.0, 4.0, 20.0, 18.0]]),
