@@ -150,14 +150,14 @@ class LatentTarget(Target):
     def teach(self, x: Tensor, patches: Tensor, grid: Grid) -> TokenTargets:
         """Returns the values of every token, (B, N, K), or the teacher's input if it sees only the predicted tokens."""
         if self.teacher is None:
-            raise ValueError(f"target.teacher {self.config.teacher} was not loaded, so there is no loss; training loads it")
+            raise ValueError(f"target.teacher {self.config.teacher} was not loaded, so there is no loss; call target.begin first")
         return TokenTargets((x, patches, grid) if self.config.view == "hidden" else self._encode(x, patches, grid, None))
 
     @torch.no_grad()
     def scores(self, x: Tensor, patches: Tensor, grid: Grid) -> Tensor:
         """Returns the attention of the teacher's last block to each token, (B, N)."""
         if self.teacher is None:
-            raise ValueError(f"target.teacher {self.config.teacher} was not loaded, so there is no attention; training loads it")
+            raise ValueError(f"target.teacher {self.config.teacher} was not loaded: call target.begin first")
         if isinstance(self.teacher, FrozenEncoder):
             return self.teacher.scores(x, grid)
         with last_attention(self.teacher) as look:

@@ -114,7 +114,7 @@ class KMeansVocabulary(Vocabulary):
             patches = patches if patches.dtype.itemsize >= 4 else patches.float()
             return patches - patches.mean(2, keepdim=True)
         if self.frozen is None:
-            raise ValueError(f"target.source {self.source} was not loaded, so there are no codes; training loads it")
+            raise ValueError(f"target.source {self.source} was not loaded, so there are no codes; call target.begin first")
         values = self.frozen.features(x, grid, self.blocks)[0]
         return values if values.dtype.itemsize >= 4 else values.float()
 
@@ -140,7 +140,7 @@ class PublishedVocabulary(Vocabulary):
             ValueError: it has not been read.
         """
         if self.frozen is None:
-            raise ValueError(f"target.source {self.source} was not loaded, so there are no codes; training loads it")
+            raise ValueError(f"target.source {self.source} was not loaded, so there are no codes; call target.begin first")
         return self.frozen.network
 
     def pictures(self, x: Tensor, grid: Grid, patch: int) -> Tensor:

@@ -172,7 +172,7 @@ def test_codes_of_the_features_of_a_frozen_model(build: Build) -> None:
     options = {"codes": 5, "samples": 16, "source": "runs/teacher", "source_width": 32, "block": 2}
     model = build(target=CodeTarget.Config(**options))
     x = torch.randn(16, 3, 12, 16)
-    with pytest.raises(ValueError, match="runs/teacher was not loaded"):
+    with pytest.raises(ValueError, match="runs/teacher was not loaded, .*; call target.begin first"):
         model(x)
     model.target.begin(model, lambda path: teacher, reader(x))
     features = teacher.encode(x, blocks=(2,)).blocks[2][:, 1:]

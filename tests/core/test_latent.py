@@ -221,7 +221,7 @@ def test_a_frozen_teacher_is_read_and_never_saved(build: Build) -> None:
     teacher = build(encoder=VisionTransformer.Config(width=32, depth=3, heads=2))
     model = build(target=LatentTarget.Config(teacher="runs/teacher", teacher_width=32, loss="l1"))
     x, saved = torch.randn(2, 3, 12, 16), model.state_dict()
-    with pytest.raises(ValueError, match="runs/teacher was not loaded"):
+    with pytest.raises(ValueError, match="runs/teacher was not loaded, .*; call target.begin first"):
         model(x)
     asked = []
     model.target.begin(model, lambda path: asked.append(path) or teacher, no_samples)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import re
 import shlex
+from typing import Any
 
 import pytest
+import torch
 from conftest import REPOSITORY, load_recipe
 
+import mmm
+from mmm import Input
 from mmm.config.cli import parse
+from mmm.targets import CodeTarget
 
 README = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"^```\w*\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
@@ -17,12 +22,17 @@ COMMANDS = sorted({line.split("#")[0].split("recipes/")[1].strip().rstrip("\\") 
 
 
 def test_the_python_runs() -> None:
-    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)
-    assert code is not None
-    found: dict[str, object] = {}
-    exec(code[1], found)
+    code, target, *_ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    found: dict[str, Any] = {"mmm": mmm, "steps": 2}
+    exec(code, found)
     assert found["features"].shape == (8, 64, 192)
-    assert len(code[1].splitlines()) < 25
+    assert len(code.splitlines()) < 25
+    found["model"].target = CodeTarget(
+        CodeTarget.Config(codes=4, samples=16), token=(4, 4), data=Input(size=(32, 32)), encoder=None
+    )
+    before = found["model"].target.vocabulary.centres.clone()
+    exec(target, found)
+    assert not torch.equal(found["model"].target.vocabulary.centres, before)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
