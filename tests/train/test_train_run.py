@@ -152,6 +152,8 @@ def test_the_command_that_goes_on(tmp_path, open_run, monkeypatch, caplog):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert resume_command(tmp_path) == f"torchrun --nproc_per_node 2 -m tasks pretrain --folder {tmp_path} --resume"
+    monkeypatch.setattr(sys, "argv", ["/lib/site-packages/ipykernel_launcher.py", "-f", "kernel.json"])
+    assert resume_command(tmp_path) == f"run the task again, with folder='{tmp_path}' and resume=True in its config"
 
 
 def test_nothing_to_resume(tmp_path, open_run):

@@ -203,8 +203,10 @@ def has_trained(path: Path) -> bool:
 
 
 def resume_command(folder: Path) -> str:
-    """Returns the command that resumes a run, started in the same way as this process."""
+    """Returns the command that resumes a run, started in the same way as this process; in a notebook, the values to set."""
     program, *argv = sys.argv
+    if Path(program).stem in ("ipykernel_launcher", "colab_kernel_launcher", ""):  # the last: a Python prompt
+        return f"run the task again, with folder={str(folder)!r} and resume=True in its config"
     task = [word for word in argv[:1] if not word.startswith("-")]  # `mmm TASK [MODEL] ...`, or a recipe's file
     command = ["mmm", *task] if task else ["python", program]
     # as a script, tasks/__main__.py would fail: tasks/inspect.py would hide the standard library's `inspect`
