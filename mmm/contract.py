@@ -344,18 +344,20 @@ class Finding:
         medium: images or clips.
         check: a name in `CHECKS`.
         fault: description of the fault. None: the check passed.
+        skipped: the medium was not checked, because no model of it can be built; `fault` is the reason.
     """
 
     part: str
     medium: str
     check: str
     fault: str | None
+    skipped: bool = False
 
 
 def check_part(kind: str, name: str) -> list[Finding]:
     """Runs all checks on a small model with one part, on images and on clips. torch's generator is not changed.
 
-    A medium for which no model can be built (patches for clips) is left out, unless no model can be built for either.
+    A medium for which no model can be built (patches for clips) is skipped. If there is none for either, both are faults.
     """
     found: list[Finding] = []
     refused: list[Finding] = []
@@ -372,7 +374,7 @@ def check_part(kind: str, name: str) -> list[Finding]:
             faults = {check: fault_of(run, model, x, mask) for check, run in CHECKS.items()}
             faults = {TYPES: faults[TYPES]} if faults[TYPES] else faults  # the others would fail for the same reason
             found += [Finding(f"{kind} {name}", medium, check, fault) for check, fault in faults.items()]
-    return found or refused
+    return [*found, *(replace(one, skipped=True) for one in refused)] if found else refused
 
 
 def fault_of(run: Callable[..., object], *arguments: Any) -> str | None:

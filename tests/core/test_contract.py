@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmm import Input, Mask, MaskedModel
-from mmm.contract import CHECKS, KINDS, SIZES, draw, small_config, small_model
+from mmm.contract import CHECKS, KINDS, SIZES, check_part, draw, small_config, small_model
 from mmm.core.registry import REGISTRIES, PartConfig
 from mmm.core.rng import Stream, integers, sample_keys, stream
 from mmm.core.tokens import Grid
@@ -34,6 +34,7 @@ from mmm.targets import LatentTarget, PixelTarget, Target, TargetConfig, TokenTa
 from mmm.tokenizers import Patches, Tubes
 from mmm.weights.formats import FORMATS
 from tasks.__main__ import main
+from tasks.check import describe
 
 PARTS = [(kind, name) for kind in KINDS for name in REGISTRIES[kind].parts]
 ONLY = {"patches": "images", "tubes": "clips", "swin": "images", "timm": "images", "frame": "clips", "causal": "clips"}
@@ -287,6 +288,13 @@ def test_mmm_check_finds_what_is_wrong_with_a_user_s_parts(wrong: Path, capsys: 
         after = printed.partition(f"{part}, images: ")[2].partition(" checks passed\n")[2]
         lines = list(takewhile(lambda line: line.startswith("  "), after.splitlines()))
         assert any(line.startswith(f"  {check}: ") and fault in line for line in lines), (part, lines)
+
+
+def test_mmm_check_names_what_it_did_not_check(capsys: pytest.CaptureFixture[str]) -> None:
+    found = check_part("tokenizer", "tubes")
+    assert {one.medium for one in found if one.skipped} == {"images"}
+    printed = describe(found)
+    assert "tokenizer tubes, images: not checked: " in printed and "tokenizer tubes, clips: 10 of 10 checks passed" in printed
 
 
 def test_mmm_check_accepts_the_page_s_masker_and_refuses_a_file_without_parts(tmp_path: Path) -> None:
