@@ -39,8 +39,9 @@ def pull(flags: Flags, name: str) -> list[str]:
     flags[:] = [(flag, values) for flag, values in flags if flag != name]
     for values in found:
         if len(values) != 1:
-            repeated = " ".join(f"--{name} {value}" for value in values)
-            advice = f"; repeat it for several files: {repeated}" if name == "use" and values else ""
+            files = [value for value in values if value.endswith(".py")]
+            repeated = " ".join([*(value for value in values if value not in files), *(f"--{name} {file}" for file in files)])
+            advice = f"; write {repeated}" if name == "use" and files else ""
             raise FlagError(f"--{name} takes one value, not {' '.join(values) or 'none'}{advice}")
     return [values[0] for values in found]
 

@@ -277,6 +277,8 @@ class Room:
         ("--preset small --config x.yaml", "--preset and --config both say what to start from"),
         ("--config missing.yaml", "missing.yaml: No such file or directory"),
         ("--use missing.py", "missing.py: No such file or directory"),
+        ("--use a.py b.py", "--use takes one value, not a.py b.py; write --use a.py --use b.py"),
+        ("--use a.py runs/b", "--use takes one value, not a.py runs/b; write runs/b --use a.py"),
         ("--use missing.txt", "--use missing.txt: not a Python file"),
         ("train.steps 3", "'train.steps' belongs to no flag"),
         ("--train.steps", "--train.steps needs a value: a whole number or none"),

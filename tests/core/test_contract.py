@@ -291,10 +291,11 @@ def test_mmm_check_finds_what_is_wrong_with_a_user_s_parts(wrong: Path, capsys: 
 
 
 def test_mmm_check_names_what_it_did_not_check(capsys: pytest.CaptureFixture[str]) -> None:
-    found = check_part("tokenizer", "tubes")
-    assert {one.medium for one in found if one.skipped} == {"images"}
-    printed = describe(found)
-    assert "tokenizer tubes, images: not checked: " in printed and "tokenizer tubes, clips: 10 of 10 checks passed" in printed
+    found = check_part("tokenizer", "patches")
+    assert {one.medium for one in found if one.skipped} == {"clips"}
+    first, second = describe(found).splitlines()
+    assert first == "tokenizer patches, images: 10 of 10 checks passed"
+    assert second.startswith("tokenizer patches, clips: not checked: a sample of 3 axes")
 
 
 def test_mmm_check_accepts_the_page_s_masker_and_refuses_a_file_without_parts(tmp_path: Path) -> None:
