@@ -94,11 +94,13 @@ def test_what_is_left_out_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFi
     os.mkfifo(tmp_path / "a" / "pipe.png")  # opening it would block forever
     (tmp_path / "a" / "dangling.png").symlink_to(tmp_path / "gone.png")
     (tmp_path / "a" / "circle").symlink_to(tmp_path / "a")
+    (tmp_path / "c").mkdir()
     with caplog.at_level(logging.WARNING, "mmm.data.sources.folder"):
         assert len(opened(tmp_path)) == 4  # includes the pipe and the broken link: reading them gives the reason
     assert "4 images found; left out: 2 x .txt, 1 x " in caplog.text
     assert "1 x no extension" in caplog.text
     assert "1 x images beside the class folders" in caplog.text
+    assert "classes without images: c (each folder is a class)" in caplog.text
 
 
 @pytest.mark.parametrize("second", ["val", "validation", "test"])

@@ -136,7 +136,11 @@ class Folder:
         labels = None
         if labelled:
             number = {name: i for i, name in enumerate(classes)}
-            labels = torch.tensor([number[path.split("/", 1)[0]] for path in paths], dtype=torch.int64)
+            names = [path.split("/", 1)[0] for path in paths]
+            labels = torch.tensor([number[name] for name in names], dtype=torch.int64)
+            if empty := sorted(set(tree.folders(below)) - set(names)):
+                where, listed = os.path.join(str(tree), below), ", ".join(empty)
+                logger.warning("%s: classes without %s: %s (each folder is a class)", where, self.medium.noun, listed)
         sizes = [tree.size(below + path) for path in paths[:: max(1, len(paths) // SIZES)]]
         fingerprint = digest([split, len(paths), *paths, *sizes])
         return Table(tree.column(below, paths), labels, classes if labels is not None else None, fingerprint)
