@@ -110,7 +110,7 @@ class Registry(Generic[T]):
         """Returns a decorator that registers a class under this name.
 
         Raises:
-            ValueError: the name is taken, or the class has no `Config` of its own, or its `Config` is not valid.
+            ValueError: the name is taken, a method is missing, the class has no `Config` of its own, or its `Config` is not valid.
         """
 
         def add(part: Part) -> Part:
@@ -118,6 +118,9 @@ class Registry(Generic[T]):
                 raise ValueError(
                     f"two parts are registered as {self.kind} {name!r}: {self.parts[name].__qualname__}, {part.__qualname__}"
                 )
+            missing = [one for one in dir(part) if getattr(getattr(part, one), "__isabstractmethod__", False)]
+            if missing:
+                raise ValueError(f"{part.__qualname__} lacks the methods {', '.join(missing)}; see docs/adding_a_part.md")
             config = _own_config(part)
             config.name, config.kind = name, self.kind
             self.parts[name] = part
@@ -135,6 +138,9 @@ class Registry(Generic[T]):
             hint = nearest(name, self.parts) or "; to use your own, give the file that registers it with --use"
             raise ValueError(f"no {self.kind} is called {name!r}; choose from {', '.join(sorted(self.parts))}{hint}")
         return self.parts[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.parts)
 
     def build(self, config: PartConfig, **context: Any) -> T:
         """Builds the part that this config belongs to; `context` contains values determined by other parts (widths, the grid)."""

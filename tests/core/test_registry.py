@@ -19,7 +19,7 @@ from mmm.core.registry import REGISTRIES, PartConfig, Registry
 from mmm.decoders import CrossAttentionDecoder, SelfAttentionDecoder
 from mmm.encoders import VisionTransformer
 from mmm.maskers import RandomMasker
-from mmm.targets import PixelTarget
+from mmm.targets import PixelTarget, Target, TargetConfig, targets
 from mmm.tokenizers import Patches
 
 
@@ -66,6 +66,20 @@ def test_a_name_is_given_once(bells: Registry[Any]) -> None:
     with pytest.raises(ValueError, match="two parts are registered as bell 'door'"):
         bells.register("door")(type("Other", (door,), {"Config": type("Config", (door.Config,), {})}))
     assert bells["door"] is door
+
+
+def test_a_missing_method_is_named() -> None:
+    class Half(Target):
+        @dataclass(frozen=True, kw_only=True)
+        class Config(TargetConfig):
+            pass
+
+        def teach(self, x: Any, patches: Any, grid: Any) -> Any:
+            raise NotImplementedError
+
+    with pytest.raises(ValueError, match=r"Half lacks the methods loss; see docs/adding_a_part\.md"):
+        targets.register("half")(Half)
+    assert "half" not in targets.parts
 
 
 def test_a_kind_is_opened_once(bells: Registry[Any]) -> None:
