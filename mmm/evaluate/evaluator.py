@@ -17,6 +17,7 @@ metrics.jsonl and by trackers, and printed at the end of the run.
 
 from __future__ import annotations
 
+import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -297,6 +298,10 @@ class Evaluations:
         context.step = step
         with evaluating(model):  # after training, the model may be in training mode
             found = evaluator.run(model, context)
+        try:
+            json.dumps(found)
+        except TypeError as error:
+            raise ValueError(f"its result is not JSON ({error}); return numbers, texts, lists and dicts of them") from error
         figures = {context.named(name): value for name, value in evaluator.figures(found).items()}
         return Result(context.named(evaluator.config.name), found, figures, evaluator.format(found))
 

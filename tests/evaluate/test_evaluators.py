@@ -169,6 +169,9 @@ def test_one_that_fails_costs_only_itself(
     evaluations = Evaluations(EvaluatorSet.of(ReconstructionGallery.Config(), count.Config()), model, [context])
     assert [result.name for result in evaluations.finish(model, 3)] == ["count"]
     assert "the evaluation reconstruction failed: no idea" in caplog.text
+    monkeypatch.setattr(ReconstructionGallery, "run", lambda self, model, context: {"values": torch.ones(2)})
+    assert [result.name for result in evaluations.finish(model, 3)] == ["count"]
+    assert "reconstruction failed: its result is not JSON (Object of type Tensor is not JSON serializable)" in caplog.text
 
 
 # --- compared ---------------------------------------------------------------------------------------------------------------
