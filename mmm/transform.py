@@ -26,6 +26,7 @@ from mmm.data.transforms.crop import center_crop, covering_size, crop_boxes, fli
 T = TypeVar("T")
 
 SCALE, RATIO, FLIP = (0.2, 1.0), (3 / 4, 4 / 3), 0.5  # the crop of MAE's pretraining
+ANIMATED = {".gif", ".webp", ".avif"}  # suffixes of images that may have several frames
 
 
 class Transform:
@@ -111,7 +112,7 @@ class Transform:
             return [decode_image(sample, self.data.channels, hint)]
         frames = self.data.size[0]
         takes = f"this model takes clips of {frames} frames: give a video, a list of frames, or an array (T, H, W, C)"
-        if isinstance(sample, (str, Path)) and Path(sample).suffix.lower() in IMAGE_SUFFIXES:
+        if isinstance(sample, (str, Path)) and Path(sample).suffix.lower() in IMAGE_SUFFIXES - ANIMATED:
             raise Unreadable(f"{takes}; the paths of the frames of one clip go into a list of their own, [[first, second, ...]]")
         if isinstance(sample, (str, Path, bytes)):
             return self._film(sample if isinstance(sample, bytes) else Path(sample), frames)

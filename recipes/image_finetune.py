@@ -97,6 +97,7 @@ SMALL = finetune.Config(
         learning_rate=1e-3,
         scale_learning_rate=None,
         warmup_steps=50,
+        precision="fp32",
         log_every=50,
         evaluate_every=250,
     ),

@@ -70,6 +70,13 @@ def test_a_folder_of_frames_has_no_times(tmp_path: Path) -> None:
         Transform(replace(CLIP, stride=2, fps=10.0))(tmp_path)
 
 
+def test_an_animated_gif_is_a_clip(tmp_path: Path) -> None:
+    first, *others = [Image.new("RGB", (40, 40), (30 * number, 0, 0)) for number in range(8)]
+    first.save(tmp_path / "clip.gif", save_all=True, append_images=others, duration=100)
+    clip = Transform(CLIP)(tmp_path / "clip.gif")  # (1, 3, 4, H, W)
+    assert clip[0, 0].mean((1, 2)).diff().min() > 0  # it becomes brighter
+
+
 def test_what_cannot_be_taken_is_said(photograph: Image.Image, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no samples"):
         Transform(DATA)([])
